@@ -1,0 +1,108 @@
+"""What the command lines share: one-line errors, progress bars, tables. Results go to stdout.
+
+Everything else goes to stderr, so that a pipe receives the result alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from .errors import GloraDeployError
+
+stdout = Console()
+"""For results."""
+stderr = Console(stderr=True)
+"""For progress and notes."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it: 128 + SIGINT."""
+
+
+@contextmanager
+def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
+    """Turn what users can put right into one line on stderr and an exit status.
+
+    GloraDeployError, OSError and ValueError end the program with status 1, Ctrl-C with 130.
+    Anything else is a defect of ours and keeps its traceback.
+
+    Args:
+        interrupted: What to say on Ctrl-C, such as how to go on.
+
+    Raises:
+        typer.Exit: With the status.
+    """
+    try:
+        yield
+    except (GloraDeployError, OSError, ValueError) as error:
+        typer.secho(f"error: {one_line(error)}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        typer.secho(interrupted, err=True, fg=typer.colors.YELLOW)
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks; an OSError names its file first.
+
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "weights.npz"))
+    'weights.npz: No such file or directory'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}"
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(filter(None, lines)) or type(error).__name__
+
+
+def progress_bars(*, quiet: bool = False) -> Progress:
+    """Bars on stderr: description, bar, count, time gone, time left, and the task's ``note``.
+
+    Every task is added with a ``note``: ``bars.add_task("training", total=9, note="")``.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=stderr,
+        disable=quiet,
+    )
+
+
+def make_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+) -> Table:
+    """A table to print on stdout; long cells fold, none is cut.
+
+    Args:
+        title: Printed above it.
+        columns: Headers.
+        rows: Cells, one per column.
+        right: Headers of the columns to align right, which suits numbers.
+    """
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
