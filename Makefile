@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all the set-up they need; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STORE ?= demo-output
+# One stamp per pyproject.toml: the environment is rebuilt when the dependencies change, or when
+# the interpreter behind it is gone.
+STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
+TEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types check clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with everything the project needs on a CPU
+
+ifneq ($(shell $(BIN)/python -c 'import glora_deploy' 2>/dev/null && echo works),works)
+.PHONY: $(STAMP)
+endif
+$(STAMP):
+	@$(BIN)/python -c '' 2>/dev/null || rm -rf $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -e '.[cpu,demo,dev,rtx]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: install ## train, search, merge, prove and export three tasks; about 4 minutes on 2 cores
+	$(BIN)/python benchmarks/demo.py --store $(STORE)
+
+test: install ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+lint: install ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test ## what continuous integration runs
+
+clean: ## remove the environment, caches and the demo's output
+	rm -rf $(VENV) $(STORE) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,80 @@
+"""What parity feeds the stages: the task's own test images, or noise, and extremes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glora_deploy.data import load_task
+from glora_deploy.errors import DataError, MissingDependencyError
+from glora_deploy.manifest import Manifest
+from glora_deploy.parity import Precision
+from glora_deploy.preprocess import Preprocessing, preprocess_batch
+
+WILD_SCALES: dict[Precision, tuple[float, ...]] = {
+    "fp32": (1e-6, 1e-3, 1e2, 1e4),
+    # 1e4 times unit noise leaves the range of fp16 itself, so it says nothing about the network.
+    "fp16": (1e-6, 1e-3, 1e2),
+    "bf16": (1e-6, 1e-3, 1e2, 1e4),
+}
+"""Factors on noise: far outside what an image can hold, yet the stages must still agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParityInputs:
+    """Three sets of inputs, each ``(n, 3, h, w)`` float32."""
+
+    ordinary: NDArray
+    """Test images of the task, or seeded noise."""
+    flat: NDArray
+    """Images of one colour: what the normalised range can hold at its ends, and zeros."""
+    wild: NDArray
+    """Noise at scales no image reaches."""
+    data: str
+    """Where ``ordinary`` came from, in words."""
+
+
+def parity_inputs(
+    manifest: Manifest, precision: Precision, n_images: int, *, seed: int = 0
+) -> ParityInputs:
+    """Gather the inputs for one task.
+
+    Args:
+        manifest: Names the data and the preprocessing.
+        precision: Of the stages; its range bounds the wild inputs.
+        n_images: Ordinary images wanted.
+        seed: Of the noise, and of which test images are taken.
+    """
+    p = Preprocessing.from_record(manifest.preprocessing)
+    shape = (3, *p.size)
+    rng = np.random.default_rng(seed)
+    images, data = _task_images(manifest, p, n_images, rng)
+    if images is None:
+        images = rng.standard_normal((n_images, *shape), dtype=np.float32)
+    mean, std = np.float32(p.mean), np.float32(p.std)
+    colours = np.stack([(level - mean) / std for level in np.float32([0.0, 0.5, 1.0])])
+    flat = np.broadcast_to(colours[:, :, None, None], (3, *shape))
+    flat = np.concatenate([flat, np.zeros((1, *shape), np.float32)])
+    scales = np.float32(WILD_SCALES[precision])
+    wild = rng.standard_normal((len(scales), *shape), dtype=np.float32)
+    wild *= scales[:, None, None, None]
+    return ParityInputs(images, np.ascontiguousarray(flat), wild, data)
+
+
+def _task_images(
+    manifest: Manifest, p: Preprocessing, n_images: int, rng: np.random.Generator
+) -> tuple[NDArray | None, str]:
+    training = manifest.training
+    if training.data is None:
+        return None, "seeded noise: the manifest names no data"
+    try:
+        task = load_task(training.data, seed=training.seed or 0)
+    except (DataError, MissingDependencyError, OSError) as error:
+        return None, f"seeded noise: {training.data} is not at hand ({error})"
+    if training.splits_sha256 not in (None, task.splits_sha256):
+        return None, f"seeded noise: {training.data} is not the data the delta was trained on"
+    chosen = rng.permutation(len(task.test))[:n_images]
+    images = preprocess_batch([task.test.image(int(i)) for i in sorted(chosen)], p)
+    return images, f"{len(images)} test images of {training.data}"

@@ -1,0 +1,17 @@
+"""GLoRA fine-tunes of vision backbones, from training to production: one backbone, many tasks.
+
+The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`` import:
+
+===================  ============================================================================
+``paths``            which form each support takes; subnets and the space they are drawn from
+``layer, inject``    frozen layers with supports; a backbone turned into a supernet and back
+``merge``            the merge as plain functions; ``fused_merge`` the same in one pass over memory
+``merged_file``      backbone and delta in, the merged network's safetensors file out
+``manifest``         what one artifact is; ``artifact`` one version on disk; ``store`` all of them
+``backbone``         the frozen timm model; ``preprocess`` images in, its inputs out
+``data``             where a task's images come from
+``parity``           do two stages compute the same
+===================  ============================================================================
+
+This module imports nothing, so that the parts without torch stay usable without it.
+"""

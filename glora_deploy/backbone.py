@@ -1,0 +1,288 @@
+"""The frozen timm model that every task shares: found, loaded, named and fingerprinted.
+
+The only module that imports timm.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
+from torch import Tensor, nn
+
+from .errors import ArtifactError, BackboneMismatchError, HubError, StoreError
+from .fingerprint import fingerprint
+from .packaged import PACKAGED, packaged_config
+from .preprocess import Preprocessing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """Frozen weights and everything needed to rebuild the network around them."""
+
+    architecture: str
+    """timm registry name, without a pretrained tag."""
+    model_args: Mapping[str, Any]
+    """Constructor arguments other than num_classes."""
+    source: str
+    """Where the weights came from: timm:NAME, packaged:NAME, file:BASENAME or random:SEED."""
+    classifier: tuple[str, ...]
+    """Dotted names of the modules that map features to classes; trained per task."""
+    preprocessing: Preprocessing
+    tensors: Mapping[str, Tensor]
+    """State dict without the classifier, on the CPU."""
+    fingerprint: str
+    """sha256 of ``tensors``."""
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height, width of one image."""
+        return (3, *self.preprocessing.size)
+
+    def build(self, n_classes: int, *, seed: int = 0) -> nn.Module:
+        """The vanilla network in eval mode: these weights and a fresh classifier.
+
+        Args:
+            n_classes: Rows of the classifier.
+            seed: Of the classifier's initial weights; the global generator is left as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _create(self.architecture, {**self.model_args, "num_classes": n_classes})
+        load_backbone_state(model, self.tensors, self.classifier, where=self.source)
+        return model.eval()
+
+    def config(self) -> dict[str, Any]:
+        """timm's ``pretrained_cfg`` fields for this backbone, JSON-ready."""
+        p = self.preprocessing
+        return {
+            "architecture": self.architecture,
+            "model_args": dict(self.model_args),
+            "pretrained_cfg": {
+                "input_size": list(self.input_size),
+                "interpolation": p.interpolation,
+                "crop_pct": p.crop_pct,
+                "crop_mode": p.crop_mode,
+                "mean": list(p.mean),
+                "std": list(p.std),
+                "classifier": list(self.classifier) if len(self.classifier) > 1 else self.classifier[0],
+                "custom_load": False,
+            },
+        }
+
+
+def load_backbone(
+    name: str = "demo-vit",
+    *,
+    checkpoint: Path | str | None = None,
+    input_size: int | None = None,
+) -> Backbone:
+    """Load a backbone by name.
+
+    Args:
+        name: ``demo-vit`` (ships with this package) or any timm model name, tag allowed.
+        checkpoint: Local ``.safetensors``, ``.npz`` or ``.pth`` weights (read without pickle code),
+            or ``random:SEED`` for untrained weights, which only timings and tests should want.
+            Without it timm fetches its pretrained weights from the Hub.
+        input_size: Side of the square input in pixels; the model's own by default.
+
+    Raises:
+        ValueError: If timm has no such model, or it cannot take this input size.
+        StoreError: If the checkpoint file is missing.
+        ArtifactError: If it cannot be read or does not fit the model.
+        HubError: If pretrained weights cannot be fetched.
+    """
+    if name in PACKAGED:
+        overlay = packaged_config(name)
+        architecture, model_args = overlay["architecture"], dict(overlay["model_args"])
+        cfg_overlay = overlay["pretrained_cfg"]
+    else:
+        architecture, model_args, cfg_overlay = name, {}, {}
+        if not timm.is_model(name):
+            close = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
+            hint = f"Close: {', '.join(close)}." if close else "timm.list_models() lists them."
+            raise ValueError(f"backbone {name!r} must be demo-vit or a timm model. {hint}")
+    if input_size is not None:
+        cfg_overlay = {**cfg_overlay, "input_size": (3, input_size, input_size)}
+        if timm.get_pretrained_cfg(architecture).fixed_input_size:
+            model_args["img_size"] = input_size
+    if name in PACKAGED and checkpoint is None:
+        model = _create(architecture, model_args, cfg_overlay)
+        source = f"packaged:{name}"
+        raw = resources.files("glora_deploy").joinpath(f"weights/{name}.safetensors").read_bytes()
+        # Stored in half precision to keep the package small; widening is exact.
+        state = {key: tensor.float() for key, tensor in load(raw).items()}
+        _load_checked(model, state, source)
+    elif checkpoint is None:
+        model = _fetch(architecture, model_args, cfg_overlay)
+        source = f"timm:{name}"
+    elif str(checkpoint).startswith("random:"):
+        source = str(checkpoint)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(source.partition(":")[2]))
+            model = _create(architecture, model_args, cfg_overlay)
+    else:
+        model = _create(architecture, model_args, cfg_overlay)
+        source = f"file:{Path(checkpoint).name}"
+        _load_file(model, Path(checkpoint))
+    architecture = architecture.partition(".")[0]
+    classifier = _classifier(model)
+    tensors = {
+        key: tensor.detach().clone()
+        for key, tensor in model.state_dict().items()
+        if not key.startswith(tuple(f"{head}." for head in classifier))
+    }
+    return Backbone(
+        architecture=architecture,
+        model_args=model_args,
+        source=source,
+        classifier=classifier,
+        preprocessing=Preprocessing.from_timm(timm.data.resolve_model_data_config(model)),
+        tensors=tensors,
+        fingerprint=fingerprint({key: tensor.numpy() for key, tensor in tensors.items()}),
+    )
+
+
+def stored_backbone(config: Mapping[str, Any], weights: Path, expected: str, source: str) -> Backbone:
+    """Rebuild a backbone that the store keeps.
+
+    Args:
+        config: What ``Backbone.config`` gave.
+        weights: Its model.safetensors.
+        expected: The fingerprint it must have.
+        source: As recorded in the manifest.
+
+    Raises:
+        BackboneMismatchError: If the file's tensors have another fingerprint.
+        ArtifactError: If the file cannot be read.
+    """
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{weights}: the backbone's weights cannot be read ({error})") from error
+    found = fingerprint({key: tensor.numpy() for key, tensor in tensors.items()})
+    if found != expected:
+        raise BackboneMismatchError(
+            f"{weights}: the backbone's tensors have fingerprint {found[:12]}.., "
+            f"the delta was trained on {expected[:12]}... Restore the file."
+        )
+    cfg = config["pretrained_cfg"]
+    heads = cfg["classifier"]
+    return Backbone(
+        architecture=config["architecture"],
+        model_args=config["model_args"],
+        source=source,
+        classifier=(heads,) if isinstance(heads, str) else tuple(heads),
+        preprocessing=Preprocessing.from_timm(cfg),
+        tensors=tensors,
+        fingerprint=found,
+    )
+
+
+def require_same_backbone(backbone: Backbone, expected: str, task: str, source: str) -> None:
+    """Refuse a delta on a backbone it was not trained on.
+
+    Raises:
+        BackboneMismatchError: If the fingerprints differ; names both sides.
+    """
+    if backbone.fingerprint != expected:
+        raise BackboneMismatchError(
+            f"{task}: the delta was trained on {source} (fingerprint {expected[:12]}..), this is "
+            f"{backbone.source} ({backbone.fingerprint[:12]}..). Give the backbone it was trained on."
+        )
+
+
+def load_backbone_state(
+    model: nn.Module, tensors: Mapping[str, Tensor], classifier: tuple[str, ...], *, where: str
+) -> None:
+    """Copy backbone tensors into a model whose classifier may have any number of classes.
+
+    Raises:
+        ArtifactError: If the names or shapes differ outside the classifier.
+    """
+    own = model.state_dict()
+    heads = tuple(f"{head}." for head in classifier)
+    given = {key: tensor for key, tensor in tensors.items() if not key.startswith(heads)}
+    needed = {key for key in own if not key.startswith(heads)}
+    problems = [f"lacks {key}" for key in sorted(needed - given.keys())]
+    problems += [f"has {key}, which the model does not" for key in sorted(given.keys() - needed)]
+    problems += [
+        f"{key} is {tuple(given[key].shape)}, the model's is {tuple(own[key].shape)}"
+        for key in sorted(needed & given.keys())
+        if given[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ArtifactError(f"{where}: weights do not fit: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(given, strict=False)
+
+
+def _create(name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any] | None = None) -> nn.Module:
+    try:
+        model = timm.create_model(
+            name, pretrained=False, pretrained_cfg_overlay=dict(overlay or {}), **model_args
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"backbone {name}: timm cannot build it with {dict(model_args)}: {error}") from error
+    return cast(nn.Module, model)
+
+
+def _fetch(name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=dict(overlay), **model_args
+        )
+    except RuntimeError as error:
+        raise HubError(f"backbone {name}: {error} Give local weights with --checkpoint.") from error
+    except OSError as error:  # every network failure of huggingface_hub and urllib is one
+        raise HubError(
+            f"backbone {name}: pretrained weights cannot be fetched ({_first_line(error)}). "
+            "Give local weights with --checkpoint."
+        ) from error
+    return cast(nn.Module, model)
+
+
+def _load_file(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise StoreError(f"{path}: the checkpoint must be a file. Give .safetensors, .npz or .pth.")
+    if path.suffix == ".npz":
+        if not hasattr(model, "load_pretrained"):
+            raise ArtifactError(f"{path}: {type(model).__name__} reads no .npz. Give .safetensors.")
+        try:
+            model.load_pretrained(str(path))
+        except (KeyError, ValueError, RuntimeError, OSError) as error:
+            raise ArtifactError(f"{path}: not a checkpoint of this model ({error})") from error
+        return
+    try:
+        state = timm.models.load_state_dict(str(path))
+    except Exception as error:  # torch.load raises whatever the damaged bytes provoke
+        raise ArtifactError(f"{path}: cannot be read as weights ({_first_line(error)})") from error
+    _load_checked(model, state, str(path))
+
+
+def _load_checked(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load a timm state dict, after timm's own renaming and resampling for this model."""
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is not None:
+        state = adapt(state, model)
+    load_backbone_state(model, state, _classifier(model), where=where)
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    heads = cast(Any, model).pretrained_cfg["classifier"]
+    return (heads,) if isinstance(heads, str) else tuple(heads)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+

@@ -1,0 +1,170 @@
+"""Fold supports into frozen layers, and whole models into their vanilla selves.
+
+One formula for every layer, as in the authors' ``GLoRA/layer.py:76-81`` (arXiv:2306.07967,
+equations 10-14); ``*`` is elementwise and everything reads the frozen w0::
+
+    w = w0 + w0 * A + B          b = b0 + b0 * D + E + w0 @ C
+
+``merge`` is the plain float64 statement of it. ``merge_into`` writes the same numbers into an
+existing network with the one-pass kernels, for those who merge often.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .errors import NonFiniteError
+from .fused_merge import fused_merge
+from .fused_merge_cuda import fused_merge_cuda
+from .paths import Support
+
+Supports = Mapping[str, Tensor]
+"""The tensors of one layer, named and shaped as in ``paths``: ``A_d``, ``A_u``, ``B``, ..."""
+
+
+def dense(supports: Supports, support: Support) -> Tensor | None:
+    """The value of one support: the product of its lora factors, its vector or scalar, or None.
+
+    A and B broadcast to ``(d_out, d_in)``, C is ``(d_in, 1)``, D and E broadcast to ``(d_out,)``.
+    """
+    if f"{support}_d" in supports:
+        return supports[f"{support}_d"] @ supports[f"{support}_u"]
+    return supports.get(support)
+
+
+def merge(
+    w0: Tensor, b0: Tensor | None, supports: Supports, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Fold the supports into a frozen layer: computed in float64, rounded once.
+
+    Args:
+        w0: Frozen weight, ``(d_out, ...)``; a kernel counts as ``(d_out, d_in)`` flattened, a
+            per-channel weight ``(d_out,)`` as ``(d_out, 1)``. Not modified.
+        b0: Frozen bias ``(d_out,)``, or None. Not modified.
+        supports: The layer's tensors; any floating dtype.
+        dtype: Of the result; w0's by default.
+
+    Returns:
+        The merged weight, shaped as w0, and bias ``(d_out,)`` or None.
+
+    Raises:
+        ValueError: If supports would give a bias to a layer that has none.
+    """
+    dtype = dtype or w0.dtype
+    wide = {name: tensor.to(w0.device, torch.float64) for name, tensor in supports.items()}
+    a, b, c, d, e = (dense(wide, support) for support in ("A", "B", "C", "D", "E"))
+    frozen = w0.to(torch.float64).reshape(w0.shape[0], -1)
+    w = frozen.clone()
+    if a is not None:
+        w += frozen * a
+    if b is not None:
+        w += b
+    weight = w.reshape(w0.shape).to(dtype)
+    if b0 is None:
+        if any(support is not None for support in (c, d, e)):
+            raise ValueError("C, D and E must be none on a layer without bias")
+        return weight, None
+    base = b0.to(torch.float64)
+    bias = base.clone()
+    if d is not None:
+        bias += base * d
+    if e is not None:
+        bias += e
+    if c is not None:
+        # The frozen weight, not the merged one: C moves the input of the frozen layer.
+        bias += (frozen @ c).squeeze(1)
+    return weight, bias.to(dtype)
+
+
+def split_by_layer(supports: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Supports]:
+    """Group ``layer.A_d``-style names by layer; layers without supports get an empty mapping.
+
+    Raises:
+        ValueError: If a name belongs to none of the layers.
+    """
+    grouped: dict[str, dict[str, Tensor]] = {layer: {} for layer in layers}
+    for name, tensor in supports.items():
+        layer, _, support = name.rpartition(".")
+        if layer not in grouped:
+            raise ValueError(f"{name}: no such layer among the {len(grouped)} adapted ones")
+        grouped[layer][support] = tensor
+    return grouped
+
+
+def merge_model(
+    model: nn.Module, supports: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A vanilla copy of ``model`` with the supports folded in: same classes, same state-dict keys.
+
+    Args:
+        model: Frozen vanilla network. Not modified.
+        supports: ``layer.A_d``-style names, as stored in a delta (without the head).
+        dtype: Of every parameter of the result; the model's own by default.
+
+    Raises:
+        NonFiniteError: If a merged weight is not finite; names the layer.
+        ValueError: If a support names a layer that is not there, or does not fit it.
+    """
+    merged = copy.deepcopy(model)
+    if dtype is not None:
+        merged = merged.to(dtype)
+    layers = sorted({name.rpartition(".")[0] for name in supports})
+    for layer, tensors in split_by_layer(supports, layers).items():
+        frozen, target = model.get_submodule(layer), merged.get_submodule(layer)
+        weight, bias = merge(frozen.weight, frozen.bias, tensors, dtype)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for name, value in (("weight", weight), ("bias", bias)):
+                if value is None:
+                    continue
+                if not value.isfinite().all():
+                    raise NonFiniteError(f"{layer}.{name}: the merged weight must be finite")
+                getattr(target, name).copy_(value)
+    return merged
+
+
+@torch.no_grad()
+def merge_into(
+    target: nn.Module,
+    frozen: Mapping[str, Tensor],
+    supports: Mapping[str, Tensor],
+    layers: Iterable[str],
+) -> None:
+    """Overwrite the weights of ``layers`` in ``target`` with the merge of frozen and supports.
+
+    Every layer is written, also those without supports, so the result never depends on what
+    ``target`` held before. If a layer raises, ``target`` holds a mixture: merge into it again.
+
+    Args:
+        target: Vanilla network of the same architecture, fp32 or half, contiguous parameters.
+        frozen: ``layer.weight`` and ``layer.bias`` of the backbone, float32, on target's device.
+        supports: ``layer.A_d``-style names.
+        layers: The adapted layers.
+
+    Raises:
+        NonFiniteError: If a merged weight is not finite in target's dtype; names the layer.
+    """
+    for layer, tensors in split_by_layer(supports, layers).items():
+        module = target.get_submodule(layer)
+        w0, b0 = frozen[f"{layer}.weight"], frozen.get(f"{layer}.bias")
+        out_w, out_b = module.weight, module.bias
+        assert isinstance(out_w, Tensor)
+        assert out_b is None or isinstance(out_b, Tensor)
+        rows = out_w.shape[0]
+        if out_w.device.type == "cuda":
+            finite = fused_merge_cuda(
+                w0.reshape(rows, -1), b0, tensors, out_w=out_w.data.view(rows, -1), out_b=out_b
+            )
+        else:
+            finite = fused_merge(
+                w0.reshape(rows, -1).numpy(),
+                None if b0 is None else b0.numpy(),
+                {name: tensor.detach().numpy() for name, tensor in tensors.items()},
+                out_w=out_w.data.view(rows, -1).numpy(),
+                out_b=None if out_b is None else out_b.data.numpy(),
+            )
+        if not finite:
+            raise NonFiniteError(f"{layer}: the merged weight must be finite in {out_w.dtype}")

@@ -1,0 +1,110 @@
+"""Backbone and delta in, the merged network's safetensors file out, one layer at a time.
+
+Needs no torch and no second copy of the weights: the backbone is read through a memory map, each
+adapted layer is merged straight into the mapped output, everything else is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BackboneMismatchError, NonFiniteError
+from .fused_merge import fused_merge
+from .paths import LayerShape
+from .tensor_file import create_tensor_file, map_tensors
+
+PRECISIONS: dict[str, np.dtype] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def write_merged(
+    path: Path,
+    backbone: Path,
+    delta: Mapping[str, NDArray],
+    layers: Mapping[str, LayerShape],
+    *,
+    precision: str = "fp32",
+    metadata: Mapping[str, str],
+) -> None:
+    """Write the merged network: plain state-dict names, every float tensor in one precision.
+
+    Args:
+        path: New safetensors file.
+        backbone: safetensors file of the frozen backbone without classifier, float32.
+        delta: ``layer.A_d``-style support tensors, and the classifier under its own names.
+        layers: The adapted layers.
+        precision: ``fp32``, ``fp16`` or ``bf16``; integer tensors keep their dtype.
+        metadata: Text pairs for the file's header.
+
+    Raises:
+        NonFiniteError: If a tensor is not finite in this precision; names the first. The file is
+            removed.
+        BackboneMismatchError: If an adapted layer is not in the backbone.
+        OSError: If there is no space.
+    """
+    frozen = map_tensors(backbone)
+    supports: dict[str, dict[str, NDArray]] = {layer: {} for layer in layers}
+    head: dict[str, NDArray] = {}
+    for name, value in delta.items():
+        layer, _, support = name.rpartition(".")
+        if layer in supports:
+            supports[layer][support] = value
+        else:
+            head[name] = value
+    if missing := sorted(layer for layer in layers if f"{layer}.weight" not in frozen):
+        raise BackboneMismatchError(f"{backbone}: has no layer {missing[0]}, which the delta adapts")
+    sources = {**frozen, **head}
+    target = PRECISIONS[precision]
+    specs = {
+        name: (target if _is_float(value.dtype) else value.dtype, value.shape)
+        for name, value in sources.items()
+    }
+    out = create_tensor_file(path, specs, metadata)
+    try:
+        for name in _write(out, sources, supports):
+            raise NonFiniteError(
+                f"{name}: the merged tensor must be finite in {precision}. "
+                + ("Export it in fp32." if precision != "fp32" else "The delta is damaged.")
+            )
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _write(
+    out: Mapping[str, NDArray],
+    sources: Mapping[str, NDArray],
+    supports: Mapping[str, Mapping[str, NDArray]],
+) -> Iterator[str]:
+    """Fill every output tensor; yields the names of those that are not finite."""
+    merged = set()
+    for layer, tensors in supports.items():
+        weight, bias = f"{layer}.weight", f"{layer}.bias"
+        rows = out[weight].shape[0]
+        finite = fused_merge(
+            sources[weight].reshape(rows, -1),
+            sources.get(bias),
+            tensors,
+            out_w=out[weight].reshape(rows, -1),
+            out_b=out.get(bias),
+        )
+        merged |= {weight, bias}
+        if not finite:
+            yield weight
+    for name in sources.keys() - merged:
+        with np.errstate(over="ignore"):  # reported below, by name
+            out[name][...] = sources[name]
+        if _is_float(out[name].dtype) and not np.isfinite(out[name]).all():
+            yield name
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype == PRECISIONS["bf16"]

@@ -1,0 +1,233 @@
+"""Do two stages compute the same? Logits in, a verdict with its numbers out.
+
+Torch-free: a server may check an engine with it. Errors are judged against the *spread* of the
+reference logits (their standard deviation), since a bare tolerance means nothing across tasks;
+element-wise errors and cosines are Polygraphy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ArtifactError, ParityError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Outcome = Literal["pass", "fail", "skipped"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+
+
+class Limits(_Value):
+    """What a stage may differ by and still count as the same."""
+
+    max_error: float
+    """Largest absolute error, as a share of the reference logits' spread."""
+    min_cosine: float
+    """Smallest cosine between the logits of one image."""
+    min_agreement: float
+    """Share of images whose top class must be the reference's; 0 to 1."""
+
+
+DEFAULT_LIMITS: dict[Precision, Limits] = {
+    # fp32 sums of a few thousand terms over a dozen blocks leave a few 1e-6 of the spread.
+    "fp32": Limits(max_error=1e-3, min_cosine=0.99999, min_agreement=1.0),
+    # fp16 carries 11 bits: 5e-4 a rounding, some tens of roundings deep.
+    "fp16": Limits(max_error=5e-2, min_cosine=0.999, min_agreement=0.98),
+    # bf16 carries 8 bits, eight times coarser.
+    "bf16": Limits(max_error=4e-1, min_cosine=0.99, min_agreement=0.95),
+}
+
+
+class Comparison(_Value):
+    """How far one array of logits is from another, over all images."""
+
+    against: str
+    """The stage compared with."""
+    max_abs: float
+    """Largest absolute difference of a logit."""
+    max_rel: float
+    """Largest difference relative to the other stage's logit, element by element."""
+    error: float
+    """``max_abs`` as a share of the reference's spread."""
+    min_cosine: float
+    """Over images."""
+    agreement: float
+    """Share of images with the same top class."""
+
+
+class Step(_Value):
+    """One stage on one set of inputs."""
+
+    stage: str
+    """merged-fp32, onnx-fp16, ..."""
+    inputs: str
+    """What was fed in: real images, noise, extreme inputs."""
+    n_images: int
+    outcome: Outcome
+    reason: str = ""
+    """Why it failed or was skipped; empty for a pass."""
+    limits: Limits | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    """Against the float64 reference first, then against the stage before."""
+
+
+class Report(_Value):
+    """Every step of one export, as stored in parity.json."""
+
+    task: str
+    version: str
+    precision: Precision
+    adapter_sha256: str
+    """Of the delta that the compared stages come from."""
+    data: str
+    """Where the images came from."""
+    overflow: tuple[str, ...] = ()
+    """Operations kept in fp32 because their values leave the half-precision range."""
+    steps: tuple[Step, ...]
+
+    @property
+    def passed(self) -> bool:
+        """No step failed, and at least one was measured."""
+        outcomes = [step.outcome for step in self.steps]
+        return "fail" not in outcomes and "pass" in outcomes
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON, the same bytes for the same report."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Report:
+        """Read parity.json.
+
+        Raises:
+            ArtifactError: If it is not one; ``where`` names the file.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ArtifactError(f"{where}: not a parity report ({first['msg']}). Export again.") from error
+
+    def require_passed(self) -> None:
+        """Raise for the first failed step.
+
+        Raises:
+            ParityError: If a step failed or none was measured.
+        """
+        for step in self.steps:
+            if step.outcome == "fail":
+                raise ParityError(
+                    f"{self.task}/{self.version} {self.precision}: {step.stage} on {step.inputs}: "
+                    f"{step.reason}. The export is marked unusable."
+                )
+        if not self.passed:
+            raise ParityError(f"{self.task}/{self.version} {self.precision}: nothing was measured")
+
+
+def compare(
+    logits: NDArray, other: NDArray, *, spread: float, against: str
+) -> Comparison:
+    """Measure one stage's logits against another's.
+
+    Args:
+        logits: ``(n, n_classes)``, finite.
+        other: ``(n, n_classes)``, finite; the stage compared with.
+        spread: Standard deviation of the float64 reference's logits on ordinary images.
+        against: Name of the other stage.
+
+    Raises:
+        ValueError: If the shapes differ or there is nothing to compare.
+    """
+    from polygraphy.comparator import (  # an import of a second and a half
+        CosineSimilarityCompareFunc,
+        IterationResult,
+        SimpleCompareFunc,
+    )
+    from polygraphy.logger import G_LOGGER
+
+    if logits.shape != other.shape or not logits.size:
+        raise ValueError(f"logits must have shape {other.shape}, got {logits.shape}")
+    wide, wide_other = np.float64(logits), np.float64(other)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        whole = SimpleCompareFunc(check_error_stat="max")(
+            IterationResult({"logits": wide}), IterationResult({"logits": wide_other})
+        )["logits"]
+        by_image = CosineSimilarityCompareFunc()(
+            IterationResult({str(i): row for i, row in enumerate(wide)}),
+            IterationResult({str(i): row for i, row in enumerate(wide_other)}),
+        )
+    return Comparison(
+        against=against,
+        max_abs=float(whole.max_absdiff),
+        max_rel=float(whole.max_reldiff),
+        error=float(whole.max_absdiff) / max(spread, np.finfo(np.float64).tiny),
+        min_cosine=min(float(result.cosine_similarity) for result in by_image.values()),
+        agreement=float(np.mean(logits.argmax(1) == other.argmax(1))),
+    )
+
+
+def judge(
+    stage: str,
+    inputs: str,
+    logits: NDArray,
+    references: Sequence[tuple[str, NDArray]],
+    *,
+    spread: float,
+    limits: Limits,
+) -> Step:
+    """Compare a stage with the reference, and with the stage before it, and pass or fail it.
+
+    Args:
+        stage: Its name.
+        inputs: What was fed in.
+        logits: What it computed, ``(n, n_classes)``.
+        references: Name and logits: the float64 reference, which decides, then any others, which
+            are recorded.
+        spread: As for ``compare``.
+        limits: What the first comparison must keep.
+    """
+    n = len(logits)
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits).all(axis=1)).sum())
+        reason = f"logits are not finite on {bad} of {n} images"
+        return Step(
+            stage=stage, inputs=inputs, n_images=n, outcome="fail", reason=reason, limits=limits
+        )
+    comparisons = tuple(
+        compare(logits, other, spread=spread, against=name)
+        for name, other in references
+        if np.isfinite(other).all()
+    )
+    reason = _violation(comparisons[0], limits)
+    return Step(
+        stage=stage,
+        inputs=inputs,
+        n_images=n,
+        outcome="fail" if reason else "pass",
+        reason=reason,
+        limits=limits,
+        comparisons=comparisons,
+    )
+
+
+def _violation(found: Comparison, limits: Limits) -> str:
+    if not found.error <= limits.max_error:
+        return (
+            f"logits differ from {found.against} by {found.max_abs:.2e}, {found.error:.2e} of their "
+            f"spread, limit {limits.max_error:g}"
+        )
+    if not found.min_cosine >= limits.min_cosine:
+        return f"cosine with {found.against} is {found.min_cosine:.6f}, limit {limits.min_cosine:g}"
+    if not found.agreement >= limits.min_agreement:
+        return (
+            f"top class agrees with {found.against} on {found.agreement:.1%} of images, "
+            f"limit {limits.min_agreement:.1%}"
+        )
+    return ""

@@ -1,0 +1,137 @@
+"""Where each tensor lies inside a safetensors file, and arrays mapped straight onto it.
+
+The safetensors library reads and writes whole tensors. Exports need two things it does not offer:
+the byte offsets (an ONNX model points its initializers at them) and writing a file tensor by
+tensor through a memory map, so that a merge never holds a second copy of the network.
+
+The layout is the published one: 8 bytes of little-endian header length, the JSON header, then the
+data; offsets in the header count from the end of the header.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from .errors import ArtifactError
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One tensor inside a file: its dtype, shape, and bytes counted from the start of the file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+
+def read_layout(path: Path) -> dict[str, Place]:
+    """Name, dtype, shape and place of every tensor in a safetensors file, in file order.
+
+    Raises:
+        ArtifactError: If the file is missing, damaged, or holds a dtype this project does not use.
+    """
+    try:
+        # The library validates the header: lengths, overlaps, holes, sizes.
+        with safe_open(path, framework="np"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
+    header.pop("__metadata__", None)
+    places = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in DTYPES:
+            raise ArtifactError(f"{path}: {name} has dtype {entry['dtype']}, which is not supported")
+        begin, end = entry["data_offsets"]
+        places[name] = Place(
+            DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin, end - begin
+        )
+    return places
+
+
+def map_tensors(path: Path) -> dict[str, NDArray]:
+    """Read-only arrays over the file's bytes; nothing is read until it is touched.
+
+    Raises:
+        ArtifactError: As ``read_layout``.
+    """
+    places = read_layout(path)
+    return _views(np.memmap(path, np.uint8, "r"), places)
+
+
+def create_tensor_file(
+    path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> dict[str, NDArray]:
+    """Make a safetensors file of these tensors and return writable arrays over its bytes.
+
+    The file's size is reserved at once, so a full disk is found before any work is done. The
+    arrays keep the file open; delete them before it is renamed on systems that mind.
+
+    Args:
+        path: New file; must not exist.
+        tensors: dtype and shape by name.
+        metadata: Text pairs kept in the header.
+
+    Raises:
+        OSError: If there is no space or the file exists.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    places, offset = {}, 0
+    # Widest first, then by name: the library's own order, which keeps every tensor aligned.
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda t: (-t[1][0].itemsize, t[0])):
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _CODES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        places[name] = (dtype, shape, offset, size)
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        # Reserving blocks, where the platform can, turns a full disk into an error here instead
+        # of a SIGBUS in the middle of a merge.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, start + offset)
+        else:
+            file.truncate(start + offset)
+    data = np.memmap(path, np.uint8, "r+")
+    return _views(data, {n: Place(d, s, start + o, size) for n, (d, s, o, size) in places.items()})
+
+
+def _views(data: NDArray, places: Mapping[str, Place]) -> dict[str, NDArray]:
+    return {
+        name: data[p.offset : p.offset + p.size_bytes].view(p.dtype).reshape(p.shape)
+        for name, p in places.items()
+    }
+

@@ -1,0 +1,1 @@
+"""One process, one shared backbone, many tasks: not built yet; see the README."""

@@ -1,0 +1,1 @@
+"""Supernet training and evolutionary search: images in, one delta per task out."""
