@@ -1,0 +1,80 @@
+"""ONNX Runtime: the one module that imports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from glora_deploy.errors import ExportError, MissingDependencyError
+
+Device = Literal["cpu", "cuda"]
+
+
+class OnnxSession:
+    """An ONNX model ready to run.
+
+    Args:
+        model: Path of a model, or a model in memory whose external data lie in ``folder``.
+        folder: Only with a model in memory.
+        threads: Threads within an operator; ONNX Runtime's own choice if None.
+        device: ``cuda`` needs the ``gpu`` extra and a device.
+
+    Raises:
+        MissingDependencyError: If ONNX Runtime is missing, or has no CUDA for ``device="cuda"``.
+        ExportError: If ONNX Runtime refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: Path | onnx.ModelProto,
+        folder: Path | None = None,
+        *,
+        threads: int | None = None,
+        device: Device = "cpu",
+    ) -> None:
+        runtime = _import_onnxruntime(device)
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors only: it warns of every initializer it drops
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if isinstance(model, Path):
+            source: str | bytes = str(model)
+        else:
+            source = model.SerializeToString()
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        try:
+            self._session = runtime.InferenceSession(source, options, providers=[provider])
+        except Exception as error:  # its exception classes share no other base
+            where = model if isinstance(model, Path) else folder
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"{where}: ONNX Runtime must load it, got: {reason}") from error
+        # Without a usable GPU it takes the CPU and says nothing.
+        if provider not in self._session.get_providers():
+            raise ExportError("ONNX Runtime: device must be usable, got no CUDA. Use cpu.")
+        self.outputs: list[str] = [output.name for output in self._session.get_outputs()]
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(n, n_classes)`` float32 of images ``(n, c, h, w)`` float32."""
+        (logits,) = self._session.run(["logits"], {"image": images})
+        return np.asarray(logits, dtype=np.float32)
+
+    def all_outputs(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Every output of the graph by name, for images ``(n, c, h, w)`` float32."""
+        return dict(zip(self.outputs, self._session.run(None, {"image": images}), strict=True))
+
+
+def _import_onnxruntime(device: Device) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime", "cpu", "running an ONNX model") from error
+    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise MissingDependencyError("onnxruntime-gpu", "gpu", "running an ONNX model on CUDA")
+    return onnxruntime

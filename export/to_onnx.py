@@ -1,0 +1,190 @@
+"""Weights joined to a skeleton: an ONNX model beside, or around, one ``model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from glora_deploy.errors import ExportError
+
+from .skeleton import UNREAD, WEIGHTS_FILE, write_whole
+
+MODEL_FILE = "model.onnx"
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "F32",
+    TensorProto.FLOAT16: "F16",
+    TensorProto.BFLOAT16: "BF16",
+}
+
+
+def describe(
+    *,
+    task: str,
+    version: str,
+    labels: Sequence[str],
+    precision: str,
+    preprocessing: Mapping[str, object],
+) -> dict[str, str]:
+    """The metadata an exported graph carries; ``labels`` and ``preprocessing`` as JSON."""
+    return {
+        "task": task,
+        "version": version,
+        "labels": json.dumps(list(labels), ensure_ascii=False),
+        "precision": precision,
+        "preprocessing": json.dumps(dict(preprocessing), sort_keys=True),
+    }
+
+
+def attach(
+    skeleton: onnx.ModelProto, safetensors_path: Path, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Point every weight of a skeleton at its place in a safetensors file.
+
+    Only the header of the file is read. The result works from the folder of the file.
+
+    Args:
+        skeleton: As from :func:`.skeleton.build_skeleton` or :func:`.half.to_precision`.
+            Not modified.
+        safetensors_path: State dict of the same architecture, in the types of the skeleton.
+        metadata: Stored in the model, for instance from :func:`describe`.
+
+    Raises:
+        ExportError: If the file is no whole safetensors file, or its names, types or shapes differ
+            from those of the skeleton.
+    """
+    places = _read_header(safetensors_path)
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    _require_same(model, places, safetensors_path)
+    for weight in _weights(model):
+        place = places[weight.name]
+        del weight.external_data[:]
+        for key, value in {
+            "location": safetensors_path.name,
+            "offset": str(place.offset),
+            "length": str(place.length),
+        }.items():
+            weight.external_data.add(key=key, value=value)
+    model.producer_name = "glora-deploy"
+    model.producer_version = version_of("glora-deploy")
+    onnx.helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def write_onnx(
+    folder: Path,
+    skeleton: onnx.ModelProto,
+    metadata: Mapping[str, str],
+    *,
+    single_file: bool = False,
+) -> Path:
+    """Write ``model.onnx`` beside the ``model.safetensors`` of a folder, and check it.
+
+    Args:
+        folder: Holds ``model.safetensors``, a real file: ONNX refuses links to external data.
+        skeleton: As for :func:`attach`.
+        metadata: As for :func:`attach`.
+        single_file: Copy the weights into ``model.onnx`` instead of pointing at them.
+
+    Returns:
+        The path of ``model.onnx``. Its mode follows the umask.
+
+    Raises:
+        ExportError: As :func:`attach`; if one file would pass protobuf's 2 GiB; or if ONNX's own
+            checker refuses the result.
+    """
+    weights = folder / WEIGHTS_FILE
+    model = attach(skeleton, weights, metadata)
+    if single_file:
+        _embed(model, weights)
+    path = folder / MODEL_FILE
+    write_whole(path, model.SerializeToString())
+    del model
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        path.unlink()
+        raise ExportError(f"{path}: the graph must pass onnx.checker, got: {reason}") from error
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one tensor lies in a safetensors file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+    length: int
+    """Bytes."""
+
+
+def _read_header(path: Path) -> dict[str, _Place]:
+    """The tensors of a safetensors file; the format is 8 bytes of length, JSON, then the data."""
+    try:
+        with path.open("rb") as file:
+            (n_header,) = struct.unpack("<Q", file.read(8))
+            size = os.fstat(file.fileno()).st_size
+            header = json.loads(file.read(min(n_header, size)))
+        header.pop("__metadata__", None)
+        start = 8 + n_header
+        places = {
+            name: _Place(entry["dtype"], tuple(entry["shape"]), start + begin, end - begin)
+            for name, entry in header.items()
+            for begin, end in [entry["data_offsets"]]
+        }
+    except (struct.error, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ExportError(f"{path}: must be a safetensors file, got {error}") from error
+    end = max((place.offset + place.length for place in places.values()), default=start)
+    if end != size:
+        raise ExportError(f"{path}: must have {end} bytes, got {size}. Export it again.")
+    return places
+
+
+def _weights(model: onnx.ModelProto) -> list[TensorProto]:
+    return [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+
+
+def _require_same(model: onnx.ModelProto, places: Mapping[str, _Place], path: Path) -> None:
+    weights = {weight.name: weight for weight in _weights(model)}
+    unread = next(json.loads(p.value) for p in model.metadata_props if p.key == UNREAD)
+    problems = [f"{name} must not be there" for name in places.keys() - weights.keys() - {*unread}]
+    for name, weight in weights.items():
+        expected = f"{_DTYPES[weight.data_type]} {tuple(weight.dims)}"
+        place = places.get(name)
+        found = f"{place.dtype} {place.shape}" if place else "nothing"
+        if found != expected:
+            problems.append(f"{name} must be {expected}, got {found}")
+    if problems:
+        raise ExportError(
+            f"{path}: {'; '.join(sorted(problems)[:3])} ({len(problems)} of "
+            f"{len(weights)} tensors). Export the weights for this architecture and precision."
+        )
+
+
+def _embed(model: onnx.ModelProto, path: Path) -> None:
+    size = path.stat().st_size + model.ByteSize()
+    if size > _PROTOBUF_LIMIT_BYTES:
+        raise ExportError(
+            f"{path.with_name(MODEL_FILE)}: one ONNX file must stay below 2 GiB, got "
+            f"{size / 2**30:.1f} GiB. Leave the weights in {WEIGHTS_FILE}."
+        )
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for weight in _weights(model):
+            place = {entry.key: entry.value for entry in weight.external_data}
+            start = int(place["offset"])
+            weight.raw_data = data[start : start + int(place["length"])]
+            del weight.external_data[:]
+            weight.data_location = TensorProto.DEFAULT
