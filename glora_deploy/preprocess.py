@@ -157,8 +157,7 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
     height, width = _resized_size((image.height, image.width), scaled, p.crop_mode)
     image = image.resize((width, height), Image.Resampling[p.interpolation.upper()])
     red, green, blue = (round(255 * value) for value in p.mean)
-    fill = (red, green, blue) if p.crop_mode == "border" else (0, 0, 0)
-    return np.array(_center_crop(image, p.size, fill))
+    return np.array(_center_crop(image, p.size, fill=(red, green, blue)))
 
 
 def _resized_size(
@@ -181,6 +180,7 @@ def _resized_size(
 def _center_crop(
     image: Image.Image, size: tuple[int, int], fill: tuple[int, int, int]
 ) -> Image.Image:
+    """Cut out the middle; a side that is too short, as ``border`` makes one, is filled up."""
     height, width = size
     missing_h, missing_w = max(height - image.height, 0), max(width - image.width, 0)
     if missing_h or missing_w:
