@@ -1,0 +1,217 @@
+"""The reading half of the artifact store: what lies where, and how it is named.
+
+::
+
+    <root>/<task>/<version>/manifest.json, adapter.safetensors    one artifact, never changed
+    <root>/<task>/<version>/exports/<precision>/                  derived, can be rebuilt
+    <root>/<task>/current                                         the version that answers
+    <root>/.backbones/<fingerprint>/model.safetensors, config.json
+    <root>/.skeletons/                                            caches of exports
+    <root>/.tmp/                                                  what is being written
+
+Nothing in a store is a symbolic link, so no name in it resolves outside (docs/format.md).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from .artifact import ADAPTER, MANIFEST, Artifact, read_artifact
+from .errors import ArtifactError, StoreError
+from .manifest import slug_problem
+
+CURRENT = "current"
+EXPORTS = "exports"
+EXPORT_RECORD = "export.json"
+BACKBONES = ".backbones"
+BACKBONE_WEIGHTS = "model.safetensors"
+BACKBONE_CONFIG = "config.json"
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+class StoreReader:
+    """A folder of artifacts by task and version. Cheap to make; every call looks at the disk."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def tasks(self) -> list[str]:
+        """Every task that has at least one version, by name."""
+        return [task for task in self._folders(self.root, "task") if self._version_names(task)]
+
+    def versions(self, task: str) -> list[str]:
+        """Every version of a task, oldest first; one whose manifest is damaged counts as oldest.
+
+        Raises:
+            StoreError: If there is no such task.
+        """
+        self.require_task(task)
+        created = self._created(task)
+        return sorted(created, key=lambda version: (created[version], _natural(version)))
+
+    def current(self, task: str) -> str | None:
+        """The version that answers for a task; None if none was made current.
+
+        Raises:
+            StoreError: If there is no such task, or ``current`` does not hold a version's name.
+        """
+        self.require_task(task)
+        path = self.inside(self.root / task / CURRENT)
+        try:
+            text = path.read_text("utf-8").removesuffix("\n")
+        except FileNotFoundError:
+            return None
+        except (UnicodeDecodeError, IsADirectoryError) as error:
+            raise StoreError(f"{path}: must be a file that names a version ({error})") from error
+        if problem := slug_problem("version", text):
+            raise StoreError(f"{path}: the version {problem}. Make a version current again.")
+        return text
+
+    def get(self, task: str, version: str | None = None) -> Artifact:
+        """One version of a task, the current one by default; its manifest is read and checked.
+
+        Raises:
+            StoreError: If the task or version is not here; lists those that are.
+            ArtifactError: If the manifest is damaged or belongs elsewhere.
+        """
+        if version is None:
+            version = self.current(task)
+            if version is None:
+                raise StoreError(
+                    f"{self.root / task}: no version is current; versions here: "
+                    f"{self._listed(task)}. Name one, or make one current."
+                )
+        self.require_version(task, version)
+        return self._read(task, version)
+
+    def export_dir(self, artifact: Artifact, precision: str) -> Path:
+        """Where the exports of an artifact in one precision lie, or would lie.
+
+        Raises:
+            StoreError: If the precision is not a slug, or a link is in the way.
+        """
+        require_slug("precision", precision)
+        return self.inside(self.root / artifact.task / artifact.version / EXPORTS / precision)
+
+    def backbone_path(self, fingerprint: str) -> Path:
+        """The folder with model.safetensors and config.json of a backbone.
+
+        Raises:
+            StoreError: If the store does not keep this backbone.
+        """
+        folder = self._backbone_folder(fingerprint)
+        if not folder.is_dir():
+            raise StoreError(
+                f"{self.root}: does not keep the backbone with fingerprint {fingerprint[:12]}... "
+                "Give its name or its weights."
+            )
+        return folder
+
+    def require_task(self, task: str) -> None:
+        """Check that a task is here.
+
+        Raises:
+            StoreError: If it is not; lists the tasks that are.
+        """
+        require_slug("task", task)
+        folder = self.inside(self.root / task)
+        if folder.is_file():
+            raise StoreError(f"{folder}: a task must be a folder, got a file. Move it away.")
+        if not folder.is_dir() or not self._version_names(task):
+            tasks = ", ".join(self.tasks()) or "none"
+            raise StoreError(f"no task {task!r} in {self.root}; tasks here: {tasks}")
+
+    def require_version(self, task: str, version: str) -> None:
+        """Check that a version of a task is here.
+
+        Raises:
+            StoreError: If it is not; lists the versions that are.
+        """
+        self.require_task(task)
+        require_slug("version", version)
+        self.inside(self.root / task / version)
+        if version not in self._version_names(task):
+            raise StoreError(
+                f"no version {version!r} of task {task!r} in {self.root}; versions here: "
+                f"{self._listed(task)}"
+            )
+
+    def inside(self, path: Path) -> Path:
+        """The path itself, once no link lies on it between the root and its end.
+
+        Raises:
+            StoreError: If there is one.
+        """
+        step = self.root
+        for part in path.relative_to(self.root).parts:
+            step = step / part
+            if step.is_symlink():
+                raise StoreError(
+                    f"{step}: must not be a link, got one to {step.readlink()}. Remove it."
+                )
+        return path
+
+    def _folders(self, folder: Path, kind: Literal["task", "version"]) -> list[str]:
+        """Sub-folders that could be tasks or versions, by name."""
+        with os.scandir(folder) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not slug_problem(kind, entry.name)
+            )
+
+    def _version_names(self, task: str) -> list[str]:
+        folder = self.root / task
+        names = self._folders(folder, "version")
+        return [name for name in names if os.path.lexists(folder / name / MANIFEST)]
+
+    def _created(self, task: str) -> dict[str, str]:
+        """Each version's time of creation; empty if its manifest is damaged."""
+        created = {}
+        for version in self._version_names(task):
+            created[version] = ""
+            with suppress(StoreError, ArtifactError):
+                created[version] = self._read(task, version).manifest.created
+        return created
+
+    def _listed(self, task: str) -> str:
+        return ", ".join(self.versions(task)) or "none"
+
+    def _read(self, task: str, version: str) -> Artifact:
+        folder = self.root / task / version
+        for name in (MANIFEST, ADAPTER):
+            self.inside(folder / name)
+        artifact = read_artifact(folder)
+        if (artifact.task, artifact.version) != (task, version):
+            raise ArtifactError(
+                f"{folder / MANIFEST}: names {artifact.task}/{artifact.version}, the folder is "
+                f"{task}/{version}. Restore the folder."
+            )
+        return artifact
+
+    def _backbone_folder(self, fingerprint: str) -> Path:
+        if not _FINGERPRINT.fullmatch(fingerprint):
+            raise ValueError(f"a fingerprint must be 64 hex digits, got {fingerprint!r}")
+        return self.inside(self.root / BACKBONES / fingerprint)
+
+
+def require_slug(kind: Literal["task", "version", "precision"], name: str) -> None:
+    """Check that a text can name a task, version or precision.
+
+    Raises:
+        StoreError: If it cannot; states the rule.
+    """
+    if problem := slug_problem(kind, name):
+        raise StoreError(f"{kind} {problem}")
+
+
+def _natural(version: str) -> tuple[tuple[int, str], ...]:
+    """Orders v9 before v10."""
+    return tuple(
+        (int(part or 0) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", version)
+    )
