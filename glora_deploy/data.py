@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from glora_deploy.demo_data import BUILT_IN_TASKS
-from glora_deploy.errors import DataError
-from glora_deploy.image_set import ImageSet, TaskData, split_by_class
-from glora_deploy.preprocess import load_image
+from .demo_data import BUILT_IN_TASKS
+from .errors import DataError
+from .image_set import ImageSet, TaskData, split_by_class
+from .preprocess import load_image
 
 __all__ = ["ImageSet", "TaskData", "load_task"]
 

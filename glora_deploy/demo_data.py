@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from glora_deploy.drawing import draw_shape
-from glora_deploy.errors import MissingDependencyError
-from glora_deploy.image_set import ArrayImages, ImageSet, TaskData, split_by_class
+from .drawing import draw_shape
+from .errors import MissingDependencyError
+from .image_set import ArrayImages, ImageSet, TaskData, split_by_class
 
 N_TRAIN, N_VAL, N_TEST = 800, 200, 500
 

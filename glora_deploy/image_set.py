@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from glora_deploy.errors import DataError
+from .errors import DataError
 
 
 @dataclass(frozen=True, eq=False, slots=True)
