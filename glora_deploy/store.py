@@ -34,8 +34,24 @@ from .errors import StoreError
 from .fingerprint import fingerprint as fingerprint_of
 from .manifest import ManifestDraft, utc_now
 from .store_audit import Finding, TaskSize, audit, audit_rest, size_of
-from .store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS, CURRENT, StoreReader, require_slug
+from .store_read import (
+    BACKBONE_CONFIG,
+    BACKBONE_WEIGHTS,
+    CURRENT,
+    EXPORT_RECORD,
+    StoreReader,
+    require_slug,
+)
 from .tensor_file import create_tensor_file
+
+__all__ = [
+    "BACKBONE_CONFIG",
+    "BACKBONE_WEIGHTS",
+    "EXPORT_RECORD",
+    "ArtifactStore",
+    "Finding",
+    "TaskSize",
+]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NUMBERED = re.compile(r"v([1-9][0-9]{0,17})")
@@ -207,8 +223,8 @@ class ArtifactStore(StoreReader):
 
         Files of the present export may be carried over by hard links; a linked file must not be
         written to. Exports of one artifact are built one at a time: a second caller, in any
-        process, waits here, and so finds what the first one made. If the block raises, the folder
-        is removed and the present export stays.
+        process, waits here, and so finds what the first one made; so never nest two. If the block
+        raises, the folder is removed and the present export stays.
 
         Raises:
             StoreError: If the artifact is gone, or no space is left.

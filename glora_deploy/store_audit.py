@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .artifact import ADAPTER, MANIFEST, read_bytes
-from .errors import ArtifactError, GloraDeployError
+from .errors import ArtifactError, GloraDeployError, StoreError
 from .fingerprint import fingerprint
 from .manifest import MAX_MANIFEST_BYTES, FileRecord, first_problem
 from .store_read import (
@@ -47,20 +47,13 @@ class TaskSize:
     """Everything under exports/."""
 
 
-class ExportRecord(BaseModel):
-    """What export.json must state; an exporter may state more beside it."""
+class _StatedFiles(BaseModel):
+    """The one part of export.json that every exporter states; the rest is its own."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     files: dict[str, FileRecord]
     """Every other file of the folder, by its path in it with ``/`` between the parts."""
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> ExportRecord:
-        """The record of every file below a folder but its export.json, as they are now."""
-        files = {name: FileRecord.of_file(folder / name) for name in _file_names(folder)}
-        files.pop(EXPORT_RECORD, None)
-        return cls(files=files)
 
 
 def audit(store: StoreReader, task: str) -> Iterator[Finding]:
@@ -71,10 +64,13 @@ def audit(store: StoreReader, task: str) -> Iterator[Finding]:
         yield Finding(task, None, f"{folder / name}: is not part of a store. Move it away.")
     try:
         current = store.current(task)
-        if current is not None:
-            store.require_version(task, current)
-    except (GloraDeployError, OSError) as error:
-        yield Finding(task, None, f"{folder / CURRENT}: {error}")
+        if current is not None and current not in versions:
+            raise StoreError(
+                f"{folder / CURRENT}: names {current}, versions here: {', '.join(versions)}. "
+                "Make a version current again."
+            )
+    except (StoreError, OSError) as error:
+        yield Finding(task, None, str(error))
     for version in versions:
         for problem in _audit_version(store, task, version):
             yield Finding(task, version, problem)
@@ -145,7 +141,7 @@ def _audit_export(store: StoreReader, folder: Path) -> Iterator[str]:
     path = store.inside(folder / EXPORT_RECORD)
     data = read_bytes(path, MAX_MANIFEST_BYTES)
     try:
-        stated = ExportRecord.model_validate_json(data).files
+        stated = _StatedFiles.model_validate_json(data).files
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_problem(error)}. Export it again.") from error
     there = set(_file_names(folder)) - {EXPORT_RECORD}

@@ -213,5 +213,5 @@ def require_slug(kind: Literal["task", "version", "precision"], name: str) -> No
 def _natural(version: str) -> tuple[tuple[int, str], ...]:
     """Orders v9 before v10."""
     return tuple(
-        (int(part or 0) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", version)
+        (int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", version)
     )
