@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,11 @@ WILD_SCALES: dict[Precision, tuple[float, ...]] = {
 class ParityInputs:
     """Three sets of inputs, each ``(n, 3, h, w)`` float32."""
 
-    ordinary: NDArray
+    ordinary: NDArray[Any]
     """Test images of the task, or seeded noise."""
-    flat: NDArray
+    flat: NDArray[Any]
     """Images of one colour: what the normalised range can hold at its ends, and zeros."""
-    wild: NDArray
+    wild: NDArray[Any]
     """Noise at scales no image reaches."""
     data: str
     """Where ``ordinary`` came from, in words."""
@@ -47,17 +48,17 @@ def parity_inputs(
         n_images: Ordinary images wanted.
         seed: Of the noise, and of which test images are taken.
     """
-    p = Preprocessing.from_record(manifest.preprocessing)
+    p = Preprocessing(**manifest.preprocessing.model_dump())
     shape = (3, *p.size)
     rng = np.random.default_rng(seed)
     images, data = _task_images(manifest, p, n_images, rng)
     if images is None:
         images = rng.standard_normal((n_images, *shape), dtype=np.float32)
-    mean, std = np.float32(p.mean), np.float32(p.std)
-    colours = np.stack([(level - mean) / std for level in np.float32([0.0, 0.5, 1.0])])
+    mean, std = np.array(p.mean, np.float32), np.array(p.std, np.float32)
+    colours = np.stack([(level - mean) / std for level in (0.0, 0.5, 1.0)])
     flat = np.broadcast_to(colours[:, :, None, None], (3, *shape))
     flat = np.concatenate([flat, np.zeros((1, *shape), np.float32)])
-    scales = np.float32(WILD_SCALES[precision])
+    scales = np.array(WILD_SCALES[precision], np.float32)
     wild = rng.standard_normal((len(scales), *shape), dtype=np.float32)
     wild *= scales[:, None, None, None]
     return ParityInputs(images, np.ascontiguousarray(flat), wild, data)
@@ -65,7 +66,7 @@ def parity_inputs(
 
 def _task_images(
     manifest: Manifest, p: Preprocessing, n_images: int, rng: np.random.Generator
-) -> tuple[NDArray | None, str]:
+) -> tuple[NDArray[Any] | None, str]:
     training = manifest.training
     if training.data is None:
         return None, "seeded noise: the manifest names no data"

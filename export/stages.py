@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from glora_deploy.backbone import Backbone
 from glora_deploy.inject import inject, restore_supports
 from glora_deploy.merge import merge_model
 
-Logits = Callable[[NDArray], NDArray]
+Logits = Callable[[NDArray[Any]], NDArray[Any]]
 """Images ``(n, 3, h, w)`` float32 in, logits ``(n, n_classes)`` out."""
 
 BATCH = 16
@@ -83,7 +84,7 @@ def torch_logits(model: nn.Module) -> Logits:
     dtype = next(model.parameters()).dtype
 
     @torch.inference_mode()
-    def logits(images: NDArray) -> NDArray:
+    def logits(images: NDArray[Any]) -> NDArray[Any]:
         found = [
             model(torch.from_numpy(images[start : start + BATCH]).to(dtype)).double().numpy()
             for start in range(0, len(images), BATCH)
@@ -96,7 +97,7 @@ def torch_logits(model: nn.Module) -> Logits:
 def in_batches(run: Logits) -> Logits:
     """Feed a stage the batch sizes that matter: one, two, an odd one, then full ones."""
 
-    def logits(images: NDArray) -> NDArray:
+    def logits(images: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([run(images[start:stop]) for start, stop in _batches(len(images))])
 
     return logits

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from glora_deploy.errors import MissingDependencyError
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report, Step, judge
 
 from .inputs import ParityInputs
@@ -24,7 +26,8 @@ class Stage:
     name: str
     precision: Precision
     load: Callable[[], Logits]
-    """Makes it ready; called once, and the result dropped before the next stage is loaded."""
+    """Makes it ready; called once, and the result dropped before the next stage is loaded. A
+    MissingDependencyError skips the stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +69,18 @@ def verify(
     reference = {name: run(images) for name, images in sets.items()}
     del run
     spread = float(np.std(reference[inputs.data]))
-    before: dict[str, tuple[str, NDArray]] = {}
+    before: dict[str, tuple[str, NDArray[Any]]] = {}
     steps: list[Step] = []
     for stage in stages:
         on_step(stage.name)
         if isinstance(stage, Skipped):
-            steps.append(
-                Step(
-                    stage=stage.name,
-                    inputs=inputs.data,
-                    n_images=0,
-                    outcome="skipped",
-                    reason=stage.reason,
-                )
-            )
+            steps.append(_skip(stage.name, stage.reason, inputs))
             continue
-        run = in_batches(stage.load())
+        try:
+            run = in_batches(stage.load())
+        except MissingDependencyError as error:
+            steps.append(_skip(stage.name, str(error), inputs))
+            continue
         for name, images in sets.items():
             logits = run(images)
             references = [(REFERENCE, reference[name])]
@@ -109,3 +108,7 @@ def verify(
         overflow=tuple(overflow),
         steps=tuple(steps),
     )
+
+
+def _skip(stage: str, reason: str, inputs: ParityInputs) -> Step:
+    return Step(stage=stage, inputs=inputs.data, n_images=0, outcome="skipped", reason=reason)

@@ -16,6 +16,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from .errors import ArtifactError, BackboneMismatchError, HubError, StoreError
@@ -61,7 +62,7 @@ class Backbone:
         return model.eval()
 
     def config(self) -> dict[str, Any]:
-        """timm's ``pretrained_cfg`` fields for this backbone, JSON-ready."""
+        """Timm's ``pretrained_cfg`` fields for this backbone, JSON-ready."""
         p = self.preprocessing
         return {
             "architecture": self.architecture,
@@ -73,7 +74,7 @@ class Backbone:
                 "crop_mode": p.crop_mode,
                 "mean": list(p.mean),
                 "std": list(p.std),
-                "classifier": list(self.classifier) if len(self.classifier) > 1 else self.classifier[0],
+                "classifier": self.classifier[0] if len(self.classifier) == 1 else self.classifier,
                 "custom_load": False,
             },
         }
@@ -112,7 +113,7 @@ def load_backbone(
             raise ValueError(f"backbone {name!r} must be demo-vit or a timm model. {hint}")
     if input_size is not None:
         cfg_overlay = {**cfg_overlay, "input_size": (3, input_size, input_size)}
-        if timm.get_pretrained_cfg(architecture).fixed_input_size:
+        if cast(Any, timm.get_pretrained_cfg(architecture)).fixed_input_size:
             model_args["img_size"] = input_size
     if name in PACKAGED and checkpoint is None:
         model = _create(architecture, model_args, cfg_overlay)
@@ -145,13 +146,17 @@ def load_backbone(
         model_args=model_args,
         source=source,
         classifier=classifier,
-        preprocessing=Preprocessing.from_timm(timm.data.resolve_model_data_config(model)),
+        preprocessing=Preprocessing.from_timm(
+            resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's own gap
+        ),
         tensors=tensors,
         fingerprint=fingerprint({key: tensor.numpy() for key, tensor in tensors.items()}),
     )
 
 
-def stored_backbone(config: Mapping[str, Any], weights: Path, expected: str, source: str) -> Backbone:
+def stored_backbone(
+    config: Mapping[str, Any], weights: Path, expected: str, source: str
+) -> Backbone:
     """Rebuild a backbone that the store keeps.
 
     Args:
@@ -167,7 +172,9 @@ def stored_backbone(config: Mapping[str, Any], weights: Path, expected: str, sou
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{weights}: the backbone's weights cannot be read ({error})") from error
+        raise ArtifactError(
+            f"{weights}: the backbone's weights cannot be read ({error})"
+        ) from error
     found = fingerprint({key: tensor.numpy() for key, tensor in tensors.items()})
     if found != expected:
         raise BackboneMismatchError(
@@ -196,7 +203,7 @@ def require_same_backbone(backbone: Backbone, expected: str, task: str, source: 
     if backbone.fingerprint != expected:
         raise BackboneMismatchError(
             f"{task}: the delta was trained on {source} (fingerprint {expected[:12]}..), this is "
-            f"{backbone.source} ({backbone.fingerprint[:12]}..). Give the backbone it was trained on."
+            f"{backbone.source} ({backbone.fingerprint[:12]}..). Give the one it was trained on."
         )
 
 
@@ -225,14 +232,18 @@ def load_backbone_state(
     model.load_state_dict(given, strict=False)
 
 
-def _create(name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any] | None = None) -> nn.Module:
+def _create(
+    name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any] | None = None
+) -> nn.Module:
     try:
         model = timm.create_model(
             name, pretrained=False, pretrained_cfg_overlay=dict(overlay or {}), **model_args
         )
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"backbone {name}: timm cannot build it with {dict(model_args)}: {error}") from error
-    return cast(nn.Module, model)
+        raise ValueError(
+            f"backbone {name}: timm cannot build it with {dict(model_args)}: {error}"
+        ) from error
+    return model
 
 
 def _fetch(name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any]) -> nn.Module:
@@ -247,7 +258,7 @@ def _fetch(name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any])
             f"backbone {name}: pretrained weights cannot be fetched ({_first_line(error)}). "
             "Give local weights with --checkpoint."
         ) from error
-    return cast(nn.Module, model)
+    return model
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
@@ -257,7 +268,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
         if not hasattr(model, "load_pretrained"):
             raise ArtifactError(f"{path}: {type(model).__name__} reads no .npz. Give .safetensors.")
         try:
-            model.load_pretrained(str(path))
+            cast(Any, model).load_pretrained(str(path))
         except (KeyError, ValueError, RuntimeError, OSError) as error:
             raise ArtifactError(f"{path}: not a checkpoint of this model ({error})") from error
         return
@@ -284,5 +295,3 @@ def _classifier(model: nn.Module) -> tuple[str, ...]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-

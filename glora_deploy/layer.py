@@ -68,7 +68,7 @@ class GloraLayer(nn.Module):
             raise ValueError(f"{type(base).__name__} cannot carry supports")
         self.base = base.requires_grad_(False)
         self.shape = shape
-        self.scales = {support: 1.0 for support in SUPPORTS} | dict(scales or {})
+        self.scales = dict.fromkeys(SUPPORTS, 1.0) | dict(scales or {})
         self.paths = LayerPaths()
         weight = cast(Tensor, base.weight)
         rank = 1 if shape.kind == "affine" else max(ranks)
@@ -159,9 +159,8 @@ class GloraLayer(nn.Module):
         }
         for name, tensor in found.items():
             if tuple(tensor.shape) != shapes[name]:
-                raise ValueError(
-                    f"{name} must have shape {shapes[name]}, this supernet gives {tuple(tensor.shape)}"
-                )
+                got = tuple(tensor.shape)
+                raise ValueError(f"{name} must have shape {shapes[name]}, got {got} here")
         return found
 
     def extra_repr(self) -> str:

@@ -92,7 +92,7 @@ def split_by_layer(supports: Mapping[str, Tensor], layers: Iterable[str]) -> dic
         if layer not in grouped:
             raise ValueError(f"{name}: no such layer among the {len(grouped)} adapted ones")
         grouped[layer][support] = tensor
-    return grouped
+    return dict(grouped)
 
 
 def merge_model(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +19,7 @@ from .fused_merge import fused_merge
 from .paths import LayerShape
 from .tensor_file import create_tensor_file, map_tensors
 
-PRECISIONS: dict[str, np.dtype] = {
+PRECISIONS: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
     "fp16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
@@ -28,7 +29,7 @@ PRECISIONS: dict[str, np.dtype] = {
 def write_merged(
     path: Path,
     backbone: Path,
-    delta: Mapping[str, NDArray],
+    delta: Mapping[str, NDArray[Any]],
     layers: Mapping[str, LayerShape],
     *,
     precision: str = "fp32",
@@ -51,8 +52,8 @@ def write_merged(
         OSError: If there is no space.
     """
     frozen = map_tensors(backbone)
-    supports: dict[str, dict[str, NDArray]] = {layer: {} for layer in layers}
-    head: dict[str, NDArray] = {}
+    supports: dict[str, dict[str, NDArray[Any]]] = {layer: {} for layer in layers}
+    head: dict[str, NDArray[Any]] = {}
     for name, value in delta.items():
         layer, _, support = name.rpartition(".")
         if layer in supports:
@@ -60,7 +61,9 @@ def write_merged(
         else:
             head[name] = value
     if missing := sorted(layer for layer in layers if f"{layer}.weight" not in frozen):
-        raise BackboneMismatchError(f"{backbone}: has no layer {missing[0]}, which the delta adapts")
+        raise BackboneMismatchError(
+            f"{backbone}: has no layer {missing[0]}, which the delta adapts"
+        )
     sources = {**frozen, **head}
     target = PRECISIONS[precision]
     specs = {
@@ -80,9 +83,9 @@ def write_merged(
 
 
 def _write(
-    out: Mapping[str, NDArray],
-    sources: Mapping[str, NDArray],
-    supports: Mapping[str, Mapping[str, NDArray]],
+    out: Mapping[str, NDArray[Any]],
+    sources: Mapping[str, NDArray[Any]],
+    supports: Mapping[str, Mapping[str, NDArray[Any]]],
 ) -> Iterator[str]:
     """Fill every output tensor; yields the names of those that are not finite."""
     merged = set()
@@ -106,5 +109,5 @@ def _write(
             yield name
 
 
-def _is_float(dtype: np.dtype) -> bool:
+def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype == PRECISIONS["bf16"]

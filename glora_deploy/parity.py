@@ -8,7 +8,7 @@ element-wise errors and cosines are Polygraphy's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ Outcome = Literal["pass", "fail", "skipped"]
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings"
+    )
 
 
 class Limits(_Value):
@@ -113,7 +115,9 @@ class Report(_Value):
             return cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
-            raise ArtifactError(f"{where}: not a parity report ({first['msg']}). Export again.") from error
+            raise ArtifactError(
+                f"{where}: not a parity report ({first['msg']}). Export again."
+            ) from error
 
     def require_passed(self) -> None:
         """Raise for the first failed step.
@@ -132,7 +136,7 @@ class Report(_Value):
 
 
 def compare(
-    logits: NDArray, other: NDArray, *, spread: float, against: str
+    logits: NDArray[Any], other: NDArray[Any], *, spread: float, against: str
 ) -> Comparison:
     """Measure one stage's logits against another's.
 
@@ -154,7 +158,7 @@ def compare(
 
     if logits.shape != other.shape or not logits.size:
         raise ValueError(f"logits must have shape {other.shape}, got {logits.shape}")
-    wide, wide_other = np.float64(logits), np.float64(other)
+    wide, wide_other = logits.astype(np.float64), other.astype(np.float64)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         whole = SimpleCompareFunc(check_error_stat="max")(
             IterationResult({"logits": wide}), IterationResult({"logits": wide_other})
@@ -176,8 +180,8 @@ def compare(
 def judge(
     stage: str,
     inputs: str,
-    logits: NDArray,
-    references: Sequence[tuple[str, NDArray]],
+    logits: NDArray[Any],
+    references: Sequence[tuple[str, NDArray[Any]]],
     *,
     spread: float,
     limits: Limits,
@@ -220,8 +224,8 @@ def judge(
 def _violation(found: Comparison, limits: Limits) -> str:
     if not found.error <= limits.max_error:
         return (
-            f"logits differ from {found.against} by {found.max_abs:.2e}, {found.error:.2e} of their "
-            f"spread, limit {limits.max_error:g}"
+            f"logits differ from {found.against} by {found.max_abs:.2e}, {found.error:.2e} of "
+            f"their spread, limit {limits.max_error:g}"
         )
     if not found.min_cosine >= limits.min_cosine:
         return f"cosine with {found.against} is {found.min_cosine:.6f}, limit {limits.min_cosine:g}"

@@ -83,12 +83,14 @@ class LayerShape:
     def choices(self, support: Support, ranks: Sequence[int]) -> tuple[Path, ...]:
         """Every path this support may take here, largest first.
 
-        >>> [str(p) for p in LayerShape(kind="linear", d_out=3, d_in=2, bias=True).choices("C", [4])]
+        >>> shape = LayerShape(kind="linear", d_out=3, d_in=2, bias=True)
+        >>> [str(path) for path in shape.choices("C", [4])]
         ['lora:4', 'vector', 'none']
         """
         loras = tuple(Path("lora", rank) for rank in sorted(ranks, reverse=True))
         if support in "AB":
-            return (VECTOR, SCALAR, NONE) if self.kind == "affine" else (*loras, VECTOR, SCALAR, NONE)
+            small = (VECTOR, SCALAR, NONE)
+            return small if self.kind == "affine" else (*loras, *small)
         if not self.bias:
             return (NONE,)
         if support == "C":
@@ -98,7 +100,8 @@ class LayerShape:
     def tensor_shapes(self, support: Support, path: Path) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors that hold one support on this path.
 
-        >>> LayerShape(kind="linear", d_out=3, d_in=2, bias=True).tensor_shapes("A", Path("lora", 4))
+        >>> shape = LayerShape(kind="linear", d_out=3, d_in=2, bias=True)
+        >>> shape.tensor_shapes("A", Path("lora", 4))
         {'A_d': (3, 4), 'A_u': (4, 2)}
 
         Raises:

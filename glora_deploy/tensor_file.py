@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import ArtifactError
 
-DTYPES: dict[str, np.dtype] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -43,7 +44,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 class Place:
     """One tensor inside a file: its dtype, shape, and bytes counted from the start of the file."""
 
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
     size_bytes: int
@@ -68,7 +69,7 @@ def read_layout(path: Path) -> dict[str, Place]:
     places = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in DTYPES:
-            raise ArtifactError(f"{path}: {name} has dtype {entry['dtype']}, which is not supported")
+            raise ArtifactError(f"{path}: {name} has dtype {entry['dtype']}, which none here reads")
         begin, end = entry["data_offsets"]
         places[name] = Place(
             DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin, end - begin
@@ -76,7 +77,7 @@ def read_layout(path: Path) -> dict[str, Place]:
     return places
 
 
-def map_tensors(path: Path) -> dict[str, NDArray]:
+def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """Read-only arrays over the file's bytes; nothing is read until it is touched.
 
     Raises:
@@ -87,8 +88,10 @@ def map_tensors(path: Path) -> dict[str, NDArray]:
 
 
 def create_tensor_file(
-    path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> dict[str, NDArray]:
+    path: Path,
+    tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+    metadata: Mapping[str, str],
+) -> dict[str, NDArray[Any]]:
     """Make a safetensors file of these tensors and return writable arrays over its bytes.
 
     The file's size is reserved at once, so a full disk is found before any work is done. The
@@ -129,9 +132,8 @@ def create_tensor_file(
     return _views(data, {n: Place(d, s, start + o, size) for n, (d, s, o, size) in places.items()})
 
 
-def _views(data: NDArray, places: Mapping[str, Place]) -> dict[str, NDArray]:
+def _views(data: NDArray[Any], places: Mapping[str, Place]) -> dict[str, NDArray[Any]]:
     return {
         name: data[p.offset : p.offset + p.size_bytes].view(p.dtype).reshape(p.shape)
         for name, p in places.items()
     }
-

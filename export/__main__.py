@@ -1,0 +1,5 @@
+"""``python -m glora_deploy.export``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,371 @@
+"""One export from end to end: merge, convert, compare, and only then into the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact, write_artifact
+from glora_deploy.backbone import Backbone, require_same_backbone, stored_backbone
+from glora_deploy.errors import StoreError
+from glora_deploy.manifest import Manifest
+from glora_deploy.merged_file import PRECISIONS
+from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
+from glora_deploy.store import ArtifactStore
+from glora_deploy.store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS, EXPORT_RECORD
+
+from .half import to_precision
+from .inputs import ParityInputs, parity_inputs
+from .ranges import Overflow, find_overflow
+from .record import ExportRecord, Format
+from .runtime import OnnxSession
+from .skeleton import OPSET, WEIGHTS_FILE, SkeletonCache, SkeletonSpec
+from .stages import TORCH_DTYPES, Logits, TaskNetwork, torch_logits
+from .to_merged import CONFIG_FILE, write_merged_folder
+from .to_onnx import MODEL_FILE, describe, write_onnx
+from .verify import Skipped, Stage, verify
+
+PARITY_FILE = "parity.json"
+DELTA_FOLDER = "delta"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """What to export and how closely it must agree."""
+
+    formats: tuple[Format, ...] = ("merged",)
+    precision: Precision = "fp32"
+    single_file: bool = False
+    """Put the weights into model.onnx instead of beside it."""
+    n_images: int = 32
+    """Ordinary images that parity looks at."""
+    limits: Mapping[Precision, Limits] = field(default_factory=lambda: DEFAULT_LIMITS)
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise ValueError("name at least one format to export")
+        if self.n_images < 1:
+            raise ValueError(f"parity needs at least 1 image, got {self.n_images}")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A finished export."""
+
+    folder: Path
+    report: Report
+    record: ExportRecord
+
+
+def export(
+    store: ArtifactStore,
+    artifact: Artifact,
+    config: ExportConfig,
+    *,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write the formats asked for into the artifact's export folder, with their parity report.
+
+    Formats already there from the same delta stay. The folder appears, or replaces the old one,
+    in one step after everything in it was written and compared; a failing comparison is stored
+    too and marks the export unusable, so look at ``report.passed``.
+
+    Args:
+        store: Holds the artifact and its backbone.
+        artifact: What to export.
+        config: How.
+        on_step: Told what happens next.
+
+    Raises:
+        GloraDeployError: As the steps do; the store is then as it was.
+        OSError: If there is no space; likewise.
+    """
+    on_step("reading the backbone and the delta")
+    network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
+    inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
+    old = store.export_dir(artifact, config.precision)
+    with store.replace_export(artifact, config.precision) as folder:
+        builder = _Builder(store, network, config, folder, inputs, on_step)
+        formats = builder.carry_over(old) | {"merged", *config.formats}
+        ordered = tuple(name for name in get_args(Format) if name in formats)
+        builder.build(ordered)
+        done = builder.finish(ordered)
+    return replace(done, folder=old)
+
+
+def verify_export(
+    store: ArtifactStore,
+    artifact: Artifact,
+    config: ExportConfig,
+    *,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Check an export's files and measure its parity again; the new report replaces the old.
+
+    Args:
+        store: Holds the artifact, its backbone and the export.
+        artifact: Whose export.
+        config: Precision, images and limits; the formats are those that are there.
+        on_step: Told what happens next.
+
+    Raises:
+        StoreError: If there is no export in this precision.
+        ArtifactError: If a file is missing or altered.
+    """
+    present = store.export_dir(artifact, config.precision)
+    record = ExportRecord.read(present)
+    if record is None:
+        raise StoreError(
+            f"{present}: no export is here. Make one: python -m glora_deploy.export "
+            f"--task {artifact.task} --precision {config.precision}"
+        )
+    on_step("checking checksums")
+    for name in record.files:
+        record.require_intact(present, name)
+    again = replace(config, formats=record.formats)
+    before = Report.from_json((present / PARITY_FILE).read_bytes(), str(present / PARITY_FILE))
+    with store.replace_export(artifact, config.precision) as folder:
+        network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
+        inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
+        builder = _Builder(store, network, again, folder, inputs, on_step, before.overflow)
+        for name in record.files.keys() - {PARITY_FILE}:
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.link(present / name, folder / name)
+        return builder.finish(record.formats).report
+
+
+def backbone_of(store: ArtifactStore, manifest: Manifest) -> Backbone:
+    """The backbone a delta was trained on, from the store.
+
+    Raises:
+        StoreError: If the store does not keep it.
+        BackboneMismatchError: If the stored tensors are not the ones it was trained on.
+    """
+    recorded = manifest.backbone
+    try:
+        folder = store.backbone_path(recorded.fingerprint)
+    except StoreError as error:
+        raise StoreError(
+            f"{manifest.task}/{manifest.version}: its backbone {recorded.source} "
+            f"({recorded.fingerprint[:12]}..) is not in {store.root}. "
+            f"Give it with --backbone {recorded.name} or --checkpoint FILE."
+        ) from error
+    return stored_backbone(
+        json.loads((folder / BACKBONE_CONFIG).read_bytes()),
+        folder / BACKBONE_WEIGHTS,
+        recorded.fingerprint,
+        recorded.source,
+    )
+
+
+def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbone) -> None:
+    """Put a backbone into the store, once it is the one this delta was trained on.
+
+    Raises:
+        BackboneMismatchError: If it is another; names both.
+    """
+    require_same_backbone(
+        backbone, manifest.backbone.fingerprint, manifest.task, manifest.backbone.source
+    )
+    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
+    store.put_backbone(backbone.fingerprint, tensors, backbone.config())
+
+
+@dataclass(slots=True)
+class _Builder:
+    """The files of one export folder while they are being made."""
+
+    store: ArtifactStore
+    network: TaskNetwork
+    config: ExportConfig
+    folder: Path
+    inputs: ParityInputs
+    on_step: Callable[[str], None]
+    overflow: tuple[str, ...] = ()
+
+    @property
+    def artifact(self) -> Artifact:
+        return self.network.artifact
+
+    def carry_over(self, old: Path) -> set[Format]:
+        """Link what a present export of the same delta holds and this one does not make anew."""
+        record = ExportRecord.read(old) if old.is_dir() else None
+        manifest = self.artifact.manifest
+        if record is None or record.adapter_sha256 != manifest.adapter.sha256:
+            return set()
+        remade = {PARITY_FILE, EXPORT_RECORD}
+        if "onnx" in self.config.formats:
+            remade.add(MODEL_FILE)
+        for name in record.files.keys() - remade:
+            if name.startswith(f"{DELTA_FOLDER}/") and "delta" in self.config.formats:
+                continue
+            record.require_intact(old, name)
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            os.link(old / name, self.folder / name)
+        return set(record.formats)
+
+    def build(self, formats: Sequence[Format]) -> None:
+        """Make every file of these formats that was not carried over."""
+        if not (self.folder / WEIGHTS_FILE).exists():
+            self.on_step("merging")
+            self._merge(self.folder, self.config.precision)
+        if "delta" in formats and not (self.folder / DELTA_FOLDER).exists():
+            self.on_step("writing the delta")
+            self._write_delta()
+        if "onnx" in formats and not (self.folder / MODEL_FILE).exists():
+            self._write_onnx()
+
+    def finish(self, formats: tuple[Format, ...]) -> Exported:
+        """Measure every stage from the training graph to the last file, and record it all."""
+        report = verify(
+            self.network,
+            self.inputs,
+            self.config.precision,
+            stages_of(self.network, self.folder, self.config.precision, formats),
+            limits=self.config.limits,
+            overflow=self.overflow,
+            on_step=lambda stage: self.on_step(f"comparing {stage}"),
+        )
+        (self.folder / PARITY_FILE).write_bytes(report.to_json())
+        self.on_step("recording checksums")
+        record = ExportRecord.of_folder(
+            self.folder,
+            self.artifact.manifest,
+            self.config.precision,
+            formats,
+            usable=report.passed,
+        )
+        record.write(self.folder)
+        return Exported(self.folder, report, record)
+
+    def _merge(self, folder: Path, precision: Precision) -> None:
+        backbone = self.store.backbone_path(self.network.backbone.fingerprint)
+        write_merged_folder(folder, self.artifact, backbone, precision)
+
+    def _write_delta(self) -> None:
+        folder = self.folder / DELTA_FOLDER
+        folder.mkdir()
+        dtype = PRECISIONS[self.config.precision]
+        manifest = self.artifact.manifest
+        with np.errstate(over="ignore"):  # the writer refuses what is not finite, by name
+            tensors = {k: v.astype(dtype) for k, v in self.artifact.tensors().items()}
+        write_artifact(
+            folder,
+            manifest,
+            tensors,
+            task=manifest.task,
+            version=manifest.version,
+            created=manifest.created,
+        )
+
+    def _write_onnx(self) -> None:
+        skeleton = self._skeleton()
+        if self.config.precision != "fp32":
+            self.on_step("looking for values that leave half precision")
+            found = self._overflow(skeleton)
+            self.overflow = tuple(f"{o.layer or 'network'} {o.op}: {o.max_abs:.3g}" for o in found)
+            skeleton = to_precision(skeleton, self.config.precision, [o.node for o in found])
+        self.on_step("writing the ONNX model")
+        manifest = self.artifact.manifest
+        metadata = describe(
+            task=manifest.task,
+            version=manifest.version,
+            labels=manifest.labels,
+            precision=self.config.precision,
+            preprocessing=manifest.preprocessing.model_dump(mode="json"),
+        )
+        write_onnx(self.folder, skeleton, metadata, single_file=self.config.single_file)
+
+    def _skeleton(self) -> onnx.ModelProto:
+        backbone, n_classes = self.network.backbone, len(self.artifact.manifest.labels)
+        spec = SkeletonSpec(
+            architecture=backbone.architecture,
+            model_args=backbone.model_args,
+            n_classes=n_classes,
+            input_size=backbone.input_size,
+            opset=OPSET,
+        )
+
+        def build_model() -> nn.Module:
+            self.on_step("tracing the architecture (once per backbone and class count)")
+            return backbone.build(n_classes)
+
+        return SkeletonCache(self.store.skeletons).get(spec, build_model)
+
+    def _overflow(self, skeleton: onnx.ModelProto) -> list[Overflow]:
+        """Run the fp32 graph with this task's fp32 weights over the inputs of the parity check."""
+        with self.store.scratch(self.artifact.task) as scratch:
+            self._merge(scratch, "fp32")
+            model = write_onnx(scratch, skeleton, {})
+            images = np.concatenate([self.inputs.ordinary, self.inputs.flat, self.inputs.wild])
+            return find_overflow(model, images)
+
+
+def stages_of(
+    network: TaskNetwork, folder: Path, precision: Precision, formats: Sequence[Format]
+) -> list[Stage | Skipped]:
+    """What parity compares in an export folder, in order from the training graph to the engine."""
+    stages: list[Stage | Skipped] = [
+        Stage("supernet-fp32", "fp32", lambda: torch_logits(network.supernet()))
+    ]
+    if precision != "fp32":
+        stages.append(
+            Stage("merged-fp32", "fp32", lambda: torch_logits(network.merged(torch.float32)))
+        )
+    stages.append(
+        Stage(f"merged-{precision}", precision, lambda: _file_logits(network, folder, precision))
+    )
+    if "delta" in formats and precision != "fp32":
+        stages.append(
+            Stage(f"delta-{precision}", precision, lambda: _delta_logits(network, folder))
+        )
+    if "onnx" in formats:
+        stages.append(
+            Stage(f"onnx-{precision}", precision, lambda: OnnxSession(folder / MODEL_FILE).logits)
+        )
+    return stages
+
+
+def _file_logits(network: TaskNetwork, folder: Path, precision: Precision) -> Logits:
+    """The vanilla network with the weights of model.safetensors, loaded strictly."""
+    model = network.backbone.build(len(network.artifact.manifest.labels))
+    model = model.to(TORCH_DTYPES[precision])
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
+    return torch_logits(model)
+
+
+def _delta_logits(network: TaskNetwork, folder: Path) -> Logits:
+    """The network merged in fp32 from the rounded delta."""
+    rounded = TaskNetwork.load(network.backbone, read_artifact(folder / DELTA_FOLDER))
+    return torch_logits(rounded.merged(torch.float32))
+
+
+def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[Path]:
+    """Copy the files of some formats to a folder of the user's, and say which.
+
+    Raises:
+        StoreError: If a file is in the way of the folder.
+    """
+    wanted: dict[Format, tuple[str, ...]] = {
+        "merged": (CONFIG_FILE, WEIGHTS_FILE, PARITY_FILE),
+        "delta": (f"{DELTA_FOLDER}/{ADAPTER}", f"{DELTA_FOLDER}/{MANIFEST}"),
+        "onnx": (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE),
+        "trt": ("model.plan", "plan.json", PARITY_FILE),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{out}: --out must be a folder, a file is in the way") from error
+    names = sorted({name for f in formats for name in wanted[f]})
+    return [Path(shutil.copyfile(exported.folder / n, out / Path(n).name)) for n in names]
