@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.console import make_table, one_line_errors, progress_bars, stdout
+from glora_deploy.console import INTERRUPTED, make_table, one_line_errors, progress_bars, stdout
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
 from glora_deploy.store import ArtifactStore
 
@@ -33,7 +33,10 @@ class FormatName(Enum):
     onnx = "onnx"
 
 
-Task = Annotated[str | None, typer.Option(help="Task to export.", show_default=False)]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="Task to export; may be given several times.", show_default=False),
+]
 Version = Annotated[
     str | None, typer.Option(help="Version of the task; the current one by default.")
 ]
@@ -66,7 +69,7 @@ EPILOG = """
 @app.callback(invoke_without_command=True, epilog=EPILOG)
 def export_command(
     context: typer.Context,
-    task: Task = None,
+    task: Tasks = None,
     fmt: Annotated[
         list[FormatName] | None,
         typer.Option(help="What to write; may be given several times.", show_default="merged"),
@@ -99,13 +102,17 @@ def export_command(
     """
     if context.invoked_subcommand is not None:
         return
-    if task is None:
+    if not task:
         raise typer.BadParameter("name a task: --task NAME", param_hint="--task")
-    from .build import ExportConfig, copy_out, export  # torch: seconds that --help need not take
-
+    if out and len(task) > 1:
+        raise typer.BadParameter("takes one --task at a time", param_hint="--out")
     formats: tuple[Format, ...] = tuple(dict.fromkeys(f.value for f in fmt or [FormatName.merged]))
-    with one_line_errors("interrupted; the store is as it was"):
-        opened, artifact = _open(store, task, version, backbone, checkpoint)
+
+    def export_one(name: str) -> None:
+        opened, artifact = _open(store, name, version, backbone, checkpoint)
+        # torch and ONNX take seconds to import: after the cheap mistakes are found.
+        from .build import ExportConfig, copy_out, export
+
         config = ExportConfig(
             formats=formats,
             precision=precision,
@@ -113,7 +120,7 @@ def export_command(
             n_images=images,
             limits=_limits(precision, max_error),
         )
-        with _steps(f"{task} {precision}", quiet) as on_step:
+        with _steps(f"{name} {precision}", quiet) as on_step:
             done = export(opened, artifact, config, on_step=on_step)
         copied = copy_out(done, out, formats) if out else []
         if not quiet:
@@ -123,10 +130,14 @@ def export_command(
                 stdout.print(str(path), soft_wrap=True)
         done.report.require_passed()
 
+    _for_each(task, export_one)
+
 
 @app.command()
 def verify(
-    task: Annotated[str, typer.Option(help="Task whose export to measure.")],
+    task: Annotated[
+        list[str], typer.Option(help="Task whose export to measure; may be given several times.")
+    ],
     precision: Annotated[Precision, typer.Option(help="Which export of it.")] = "fp32",
     store: Store = Path("artifacts"),
     version: Version = None,
@@ -138,18 +149,36 @@ def verify(
 
     The new report takes the place of parity.json. The exit status is 1 if anything fails.
     """
-    from .build import ExportConfig, verify_export
 
-    with one_line_errors("interrupted; the store is as it was"):
-        opened, artifact = _open(store, task, version, None, None)
+    def verify_one(name: str) -> None:
+        opened, artifact = _open(store, name, version, None, None)
+        from .build import ExportConfig, verify_export
+
         config = ExportConfig(
             precision=precision, n_images=images, limits=_limits(precision, max_error)
         )
-        with _steps(f"{task} {precision}", quiet) as on_step:
+        with _steps(f"{name} {precision}", quiet) as on_step:
             report = verify_export(opened, artifact, config, on_step=on_step)
         if not quiet:
             _print(report)
         report.require_passed()
+
+    _for_each(task, verify_one)
+
+
+def _for_each(tasks: list[str], act: Callable[[str], None]) -> None:
+    """Do every task, saying on one line which failed; the exit status is 1 if any did."""
+    failed = False
+    for task in dict.fromkeys(tasks):
+        try:
+            with one_line_errors("interrupted; the store is as it was"):
+                act(task)
+        except typer.Exit as stop:
+            if stop.exit_code == INTERRUPTED:
+                raise
+            failed = True
+    if failed:
+        raise typer.Exit(1)
 
 
 def _open(

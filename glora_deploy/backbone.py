@@ -85,6 +85,7 @@ def load_backbone(
     *,
     checkpoint: Path | str | None = None,
     input_size: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load a backbone by name.
 
@@ -94,6 +95,7 @@ def load_backbone(
             or ``random:SEED`` for untrained weights, which only timings and tests should want.
             Without it timm fetches its pretrained weights from the Hub.
         input_size: Side of the square input in pixels; the model's own by default.
+        model_args: Further arguments of timm's constructor, such as another depth.
 
     Raises:
         ValueError: If timm has no such model, or it cannot take this input size.
@@ -101,12 +103,14 @@ def load_backbone(
         ArtifactError: If it cannot be read or does not fit the model.
         HubError: If pretrained weights cannot be fetched.
     """
+    arguments = dict(model_args or {})
+    cfg_overlay: dict[str, Any] = {}
     if name in PACKAGED:
         overlay = packaged_config(name)
-        architecture, model_args = overlay["architecture"], dict(overlay["model_args"])
-        cfg_overlay = overlay["pretrained_cfg"]
+        architecture, cfg_overlay = overlay["architecture"], overlay["pretrained_cfg"]
+        arguments = {**overlay["model_args"], **arguments}
     else:
-        architecture, model_args, cfg_overlay = name, {}, {}
+        architecture = name
         if not timm.is_model(name):
             close = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
             hint = f"Close: {', '.join(close)}." if close else "timm.list_models() lists them."
@@ -114,24 +118,24 @@ def load_backbone(
     if input_size is not None:
         cfg_overlay = {**cfg_overlay, "input_size": (3, input_size, input_size)}
         if cast(Any, timm.get_pretrained_cfg(architecture)).fixed_input_size:
-            model_args["img_size"] = input_size
+            arguments["img_size"] = input_size
     if name in PACKAGED and checkpoint is None:
-        model = _create(architecture, model_args, cfg_overlay)
+        model = _create(architecture, arguments, cfg_overlay)
         source = f"packaged:{name}"
         raw = resources.files("glora_deploy").joinpath(f"weights/{name}.safetensors").read_bytes()
         # Stored in half precision to keep the package small; widening is exact.
         state = {key: tensor.float() for key, tensor in load(raw).items()}
         _load_checked(model, state, source)
     elif checkpoint is None:
-        model = _fetch(architecture, model_args, cfg_overlay)
+        model = _fetch(architecture, arguments, cfg_overlay)
         source = f"timm:{name}"
     elif str(checkpoint).startswith("random:"):
         source = str(checkpoint)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(source.partition(":")[2]))
-            model = _create(architecture, model_args, cfg_overlay)
+            model = _create(architecture, arguments, cfg_overlay)
     else:
-        model = _create(architecture, model_args, cfg_overlay)
+        model = _create(architecture, arguments, cfg_overlay)
         source = f"file:{Path(checkpoint).name}"
         _load_file(model, Path(checkpoint))
     architecture = architecture.partition(".")[0]
@@ -143,7 +147,7 @@ def load_backbone(
     }
     return Backbone(
         architecture=architecture,
-        model_args=model_args,
+        model_args=arguments,
         source=source,
         classifier=classifier,
         preprocessing=Preprocessing.from_timm(

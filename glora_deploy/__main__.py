@@ -1,0 +1,5 @@
+"""``python -m glora_deploy``."""
+
+from .cli import main
+
+main()

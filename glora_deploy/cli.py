@@ -1,0 +1,180 @@
+"""``glora``: look into an artifact store and manage its versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .artifact import ADAPTER, Artifact
+from .console import make_table, one_line_errors, stdout
+from .errors import ArtifactError, StoreError
+from .parity import Report
+from .store import ArtifactStore
+from .store_read import BACKBONE_WEIGHTS, BACKBONES
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Look into an artifact store and manage its versions.",
+    epilog="**Examples**\n\n`glora list`\n\n`glora show digits`\n\n`glora rollback digits`",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Store = Annotated[Path, typer.Option(help="Folder of the artifact store.")]
+Task = Annotated[str, typer.Argument(help="Name of a task.")]
+Version = Annotated[str, typer.Argument(help="Version of the task.")]
+MEGABYTE = 1e6
+
+
+@app.command("list")
+def list_versions(store: Store = Path("artifacts")) -> None:
+    """Every version of every task: accuracy, size, what was exported and whether it is proven."""
+    with one_line_errors():
+        opened = ArtifactStore.open(store)
+        rows = [row for task in opened.tasks() for row in _rows(opened, task)]
+        columns = (
+            "task",
+            "version",
+            "method",
+            "test accuracy",
+            "support parameters",
+            "delta MB",
+            "merged MB",
+            "parity",
+        )
+        stdout.print(make_table(f"{store}: * is current", columns, rows, right=columns[3:7]))
+
+
+@app.command()
+def show(
+    task: Task,
+    version: Annotated[str | None, typer.Argument(help="The current one by default.")] = None,
+    store: Store = Path("artifacts"),
+) -> None:
+    """One version in full: its manifest, as stored."""
+    with one_line_errors():
+        artifact = ArtifactStore.open(store).get(task, version)
+        typer.echo(artifact.manifest.to_json().decode(), nl=False)
+
+
+@app.command()
+def use(task: Task, version: Version, store: Store = Path("artifacts")) -> None:
+    """Make a version the one that answers."""
+    with one_line_errors():
+        artifact = ArtifactStore.open(store).set_current(task, version)
+        stdout.print(f"{artifact.task}: {artifact.version} is current")
+
+
+@app.command()
+def rollback(task: Task, store: Store = Path("artifacts")) -> None:
+    """Make the version created before the current one the one that answers."""
+    with one_line_errors():
+        artifact = ArtifactStore.open(store).rollback(task)
+        stdout.print(f"{artifact.task}: {artifact.version} is current")
+
+
+@app.command()
+def remove(
+    task: Task,
+    version: Annotated[
+        str | None, typer.Argument(help="The whole task, with --force, if left out.")
+    ] = None,
+    store: Store = Path("artifacts"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove a current version, or a whole task.")
+    ] = False,
+) -> None:
+    """Remove a version and its exports."""
+    with one_line_errors():
+        if version is None and not force:
+            raise StoreError(f"{task}: name a version, or give --force to remove the whole task")
+        ArtifactStore.open(store).remove(task, version, force=force)
+        stdout.print(f"removed {task}{'' if version is None else f'/{version}'}")
+
+
+@app.command()
+def verify(
+    task: Annotated[str | None, typer.Argument(help="Everything by default.")] = None,
+    store: Store = Path("artifacts"),
+) -> None:
+    """Read every file against its checksums; the exit status is 1 if anything is wrong."""
+    with one_line_errors():
+        findings = ArtifactStore.open(store).verify(task)
+        for finding in findings:
+            typer.echo(finding.problem)
+        if findings:
+            raise ArtifactError(f"{store}: {len(findings)} things are not as they must be")
+        stdout.print(f"{store}: every file is what it is stated to be")
+
+
+@app.command()
+def du(store: Store = Path("artifacts")) -> None:
+    """What the tasks cost on disk as deltas, and what they would cost as merged networks."""
+    with one_line_errors():
+        opened = ArtifactStore.open(store)
+        sizes = opened.sizes()
+        rows, merged_total = [], 0
+        for task, size in sizes.items():
+            versions = [opened.get(task, version) for version in opened.versions(task)]
+            merged = sum(_merged_bytes(opened, artifact) for artifact in versions)
+            merged_total += merged
+            rows.append((task, _mb(size.delta_bytes), _mb(merged), _mb(size.export_bytes)))
+        deltas = sum(size.delta_bytes for size in sizes.values())
+        exports = sum(size.export_bytes for size in sizes.values())
+        files = (store / BACKBONES).glob(f"*/{BACKBONE_WEIGHTS}")
+        backbones = sum(path.stat().st_size for path in files)
+        rows.append(("all tasks", _mb(deltas), _mb(merged_total), _mb(exports)))
+        rows.append(("shared backbones", _mb(backbones), "", ""))
+        columns = ("task", "deltas MB", "as merged fp32 MB", "exports on disk MB")
+        stdout.print(make_table(str(store), columns, rows, right=columns[1:]))
+
+
+def _rows(store: ArtifactStore, task: str) -> Iterator[tuple[str, ...]]:
+    current = store.current(task)
+    for version in store.versions(task):
+        artifact = store.get(task, version)
+        training = artifact.manifest.training
+        accuracy = training.test_accuracy
+        yield (
+            task,
+            f"{version}{'*' if version == current else ''}",
+            training.method,
+            "" if accuracy is None else f"{accuracy:.1%}",
+            f"{artifact.manifest.n_parameters:,}",
+            _mb((artifact.path / ADAPTER).stat().st_size),
+            _mb(_merged_bytes(store, artifact)),
+            _parity(store, artifact),
+        )
+
+
+def _merged_bytes(store: ArtifactStore, artifact: Artifact) -> int:
+    """Bytes of the merged fp32 network: the backbone's, with this task's classifier."""
+    fingerprint = artifact.manifest.backbone.fingerprint
+    weights = store.backbone_path(fingerprint) / BACKBONE_WEIGHTS
+    return weights.stat().st_size + 4 * artifact.manifest.n_head_parameters
+
+
+def _parity(store: ArtifactStore, artifact: Artifact) -> str:
+    """``fp32 pass 3e-06`` for each export: its verdict and its largest error of the spread."""
+    found = []
+    for precision in ("fp32", "fp16", "bf16"):
+        path = store.export_dir(artifact, precision) / "parity.json"
+        if path.is_file():
+            report = Report.from_json(path.read_bytes(), str(path))
+            last = [step for step in report.steps if step.comparisons][-1:]
+            error = f" {last[0].comparisons[0].error:.0e}" if last else ""
+            found.append(f"{precision} {'pass' if report.passed else 'FAIL'}{error}")
+    return "; ".join(found) or "not exported"
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / MEGABYTE:,.2f}"
+
+
+def main() -> None:
+    """Entry point of ``glora``."""
+    app(prog_name="glora")

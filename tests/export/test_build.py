@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from stored_tasks import LABELS, make_backbone, make_stored_task
+
+from glora_deploy.errors import ArtifactError, BackboneMismatchError, NonFiniteError, StoreError
+from glora_deploy.export.build import (
+    ExportConfig,
+    backbone_of,
+    export,
+    provide_backbone,
+    verify_export,
+)
+from glora_deploy.export.record import ExportRecord
+from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.export.stages import TaskNetwork, torch_logits
+from glora_deploy.parity import DEFAULT_LIMITS, Limits
+
+CONFIGS = {
+    "vit": ("vit_tiny_patch16_224", {}),
+    "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
+}
+
+
+def images_like(network: TaskNetwork, n: int = 3) -> np.ndarray:
+    shape = (n, *network.backbone.input_size)
+    return np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_export_in_fp32_holds_exactly_what_it_says_and_every_stage_agrees(
+    tmp_path: Path, name: str
+) -> None:
+    architecture, model_args = CONFIGS[name]
+    store, artifact = make_stored_task(tmp_path, backbone=make_backbone(architecture, **model_args))
+    done = export(store, artifact, ExportConfig(formats=("onnx",), n_images=5))
+    assert done.report.passed
+    assert {step.stage for step in done.report.steps} == {
+        "supernet-fp32",
+        "merged-fp32",
+        "onnx-fp32",
+    }
+    assert sorted(path.name for path in done.folder.iterdir()) == [
+        "config.json",
+        "export.json",
+        "model.onnx",
+        "model.safetensors",
+        "parity.json",
+    ]
+    assert done.record.usable
+    assert store.verify() == []
+    network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
+    images = images_like(network)
+    expected = torch_logits(network.merged(torch.float64))(images)
+    found = OnnxSession(done.folder / "model.onnx").logits(images)
+    # float32 sums of a few hundred terms, a handful of layers deep
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_the_onnx_model_points_into_the_one_copy_of_the_weights(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    done = export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))
+    model = onnx.load_model(done.folder / "model.onnx", load_external_data=False)
+    names = {tensor.name for tensor in model.graph.initializer}
+    with safe_open(done.folder / "model.safetensors", framework="np") as file:
+        assert set(file.keys()) <= names
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert (metadata["task"], metadata["version"]) == ("pets", "v1")
+    assert json.loads(metadata["labels"]) == list(LABELS)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_exports_pass_within_their_limits(tmp_path: Path, precision: str) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    formats = ("merged", "delta", "onnx") if precision == "fp16" else ("merged", "delta")
+    config = ExportConfig(formats=formats, precision=precision, n_images=6)  # type: ignore[arg-type]
+    done = export(store, artifact, config)
+    done.report.require_passed()
+    state = load_file(done.folder / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {
+        torch.float16 if precision == "fp16" else torch.bfloat16
+    }
+    delta = done.folder / "delta" / "adapter.safetensors"
+    n_numbers = artifact.manifest.n_parameters + artifact.manifest.n_head_parameters
+    assert delta.stat().st_size <= 2 * n_numbers + 65536
+    assert f"delta-{precision}" in {step.stage for step in done.report.steps}
+
+
+def test_timm_alone_loads_the_merged_folder_with_strict_keys(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    done = export(store, artifact, ExportConfig(n_images=1))
+    network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
+    images = images_like(network)
+    np.save(tmp_path / "images.npy", images)
+    code = f"""
+import sys
+sys.modules["glora_deploy"] = None  # this package must not be needed
+import numpy, timm, torch
+model = timm.create_model("local-dir:{done.folder}", pretrained=True).eval()
+assert model.pretrained_cfg["label_names"] == {list(LABELS)!r}
+from safetensors.torch import load_file
+model.load_state_dict(load_file("{done.folder}/model.safetensors"), strict=True)
+with torch.inference_mode():
+    logits = model(torch.from_numpy(numpy.load("{tmp_path}/images.npy")))
+numpy.save("{tmp_path}/logits.npy", logits.numpy())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    expected = torch_logits(network.merged(torch.float32))(images)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+
+
+def test_a_failing_comparison_is_kept_and_marks_the_export_unusable(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    nothing = Limits(max_error=0, min_cosine=1, min_agreement=1)
+    config = ExportConfig(n_images=2, limits={**DEFAULT_LIMITS, "fp32": nothing})
+    done = export(store, artifact, config)
+    assert not done.report.passed
+    record = ExportRecord.read(store.export_dir(artifact, "fp32"))
+    assert record is not None
+    assert not record.usable
+    assert (done.folder / "model.safetensors").is_file()
+
+
+def test_a_second_format_keeps_the_first_and_its_weights(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    first = export(store, artifact, ExportConfig(n_images=1))
+    before = (first.folder / "model.safetensors").stat().st_ino
+    second = export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))
+    assert second.record.formats == ("merged", "onnx")
+    assert (second.folder / "model.safetensors").stat().st_ino == before
+    third = export(store, artifact, ExportConfig(n_images=1))
+    assert third.record.formats == ("merged", "onnx")
+    assert store.verify() == []
+
+
+def test_weights_beyond_half_precision_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path, scale=3000.0)
+    with pytest.raises(NonFiniteError, match=r"must be finite in fp16\. Export it in fp32\."):
+        export(store, artifact, ExportConfig(precision="fp16", n_images=1))
+    assert not store.export_dir(artifact, "fp16").exists()
+    assert store.verify() == []
+
+
+def test_an_altered_file_of_the_present_export_is_named_and_stays(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    done = export(store, artifact, ExportConfig(n_images=1))
+    weights = done.folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: sha256 is .* on disk"):
+        verify_export(store, artifact, ExportConfig(n_images=1))
+
+
+def test_verify_measures_again_and_replaces_only_the_report(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    done = export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))
+    report = verify_export(store, artifact, ExportConfig(n_images=4))
+    assert report.passed
+    assert {s.n_images for s in report.steps if s.inputs == report.data} == {4}
+    again = ExportRecord.read(done.folder)
+    assert again is not None
+    assert again.files.keys() == done.record.files.keys()
+    changed = {n for n, file in again.files.items() if file != done.record.files[n]}
+    assert changed == {"parity.json"}
+
+
+def test_verify_without_an_export_says_how_to_make_one(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    with pytest.raises(StoreError, match=r"no export is here.*--task pets --precision fp32"):
+        verify_export(store, artifact, ExportConfig())
+
+
+def test_a_delta_on_another_backbone_is_refused_naming_both(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    with pytest.raises(BackboneMismatchError, match=r"random:0 .*this is random:1 "):
+        provide_backbone(store, artifact.manifest, make_backbone(seed=1))
+
+
+def test_a_backbone_missing_from_the_store_can_be_given_by_hand(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    for path in (tmp_path / ".backbones").rglob("*.*"):
+        path.unlink()
+    (tmp_path / ".backbones" / artifact.manifest.backbone.fingerprint).rmdir()
+    with pytest.raises(StoreError, match=r"Give it with --backbone vit_tiny_patch16_224"):
+        export(store, artifact, ExportConfig(n_images=1))
+    provide_backbone(store, artifact.manifest, make_backbone())
+    assert export(store, artifact, ExportConfig(n_images=1)).report.passed

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stored_tasks import make_stored_task
+from typer.testing import CliRunner, Result
+
+from glora_deploy.export.cli import app
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def listing(root: Path) -> list[tuple[str, bytes]]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return sorted((str(path.relative_to(root)), path.read_bytes()) for path in files)
+
+
+def test_help_shows_worked_examples() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "python -m glora_deploy.export --task digits --fmt onnx" in result.output
+
+
+def test_an_export_prints_its_parity_and_where_the_files_lie(tmp_path: Path) -> None:
+    _, artifact = make_stored_task(tmp_path / "store")
+    out = tmp_path / "out"
+    result = run(
+        "--task", "pets", "--fmt", "onnx", "--store", tmp_path / "store",
+        "--images", 3, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "onnx-fp32" in result.output
+    assert str(artifact.path / "exports" / "fp32") in result.output
+    assert sorted(path.name for path in out.iterdir()) == [
+        "model.onnx",
+        "model.safetensors",
+        "parity.json",
+    ]
+
+
+def test_a_failing_parity_check_exits_with_one_and_one_line(tmp_path: Path) -> None:
+    make_stored_task(tmp_path)
+    result = run("--task", "pets", "--store", tmp_path, "--images", 2, "--max-error", 0)
+    assert result.exit_code == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: pets/v1 fp32: ")
+    assert last.endswith("The export is marked unusable.")
+
+
+def test_every_task_is_tried_and_one_failure_fails_the_run(tmp_path: Path) -> None:
+    store, _ = make_stored_task(tmp_path)
+    result = run("--task", "nope", "--task", "pets", "--store", tmp_path, "--images", 1)
+    assert result.exit_code == 1
+    assert "error: no task 'nope'" in result.stderr
+    assert store.export_dir(store.get("pets"), "fp32").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "cats"], "no task 'cats' in {store}; tasks here: pets"),
+        (["--task", "pets", "--version", "v9"], "no version 'v9' of pets"),
+        (["--task", "../pets"], "task must be 1 to 64 of A-Z"),
+        (["--task", "pets", "--checkpoint", "random:1"], "the delta was trained on random:0"),
+        (["--task", "pets", "--checkpoint", "no.npz"], "no.npz: the checkpoint must be a file"),
+        (["--task", "pets", "--backbone", "vit_tinny"], "backbone 'vit_tinny' must be demo-vit"),
+    ],
+)
+def test_what_the_user_got_wrong_is_said_on_one_line_and_the_store_stays(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    make_stored_task(tmp_path)
+    before = listing(tmp_path)
+    result = run(*arguments, "--store", tmp_path)
+    assert result.exit_code == 1, result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert message.format(store=tmp_path) in result.stderr
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "nan"])
+def test_a_damaged_delta_is_named_and_nothing_is_exported(tmp_path: Path, damage: str) -> None:
+    _, artifact = make_stored_task(tmp_path)
+    path = artifact.path / "adapter.safetensors"
+    data = bytearray(path.read_bytes())
+    match damage:
+        case "truncate":
+            data = data[: len(data) // 2]
+        case "flip":
+            data[len(data) // 2] ^= 1
+        case "nan":
+            data[-4:] = b"\x00\x00\xc0\x7f"
+    path.write_bytes(data)
+    result = run("--task", "pets", "--store", tmp_path)
+    assert result.exit_code == 1
+    assert "adapter.safetensors" in result.stderr
+    assert "on disk" in result.stderr
+    assert not (artifact.path / "exports").exists()
+
+
+def test_a_store_that_is_missing_or_a_file_is_named(tmp_path: Path) -> None:
+    missing = run("--task", "pets", "--store", tmp_path / "nowhere")
+    assert missing.exit_code == 1
+    assert "nowhere: the store must be a folder" in missing.stderr
+    (tmp_path / "file").write_text("x")
+    in_the_way = run("--task", "pets", "--store", tmp_path / "file")
+    assert in_the_way.exit_code == 1
+    assert "the store must be a folder, got a file" in in_the_way.stderr
+
+
+def test_a_file_where_the_output_folder_should_be_is_named(tmp_path: Path) -> None:
+    make_stored_task(tmp_path / "store")
+    (tmp_path / "out").write_text("x")
+    result = run(
+        "--task", "pets", "--store", tmp_path / "store", "--images", 1, "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 1
+    assert "--out must be a folder, a file is in the way" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--task", "pets", "--fmt", "tflite"], ["--precision", "fp8"], ["--store", "x"]]
+)
+def test_usage_errors_exit_with_two(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_verify_checks_files_and_measures_again(tmp_path: Path) -> None:
+    _, artifact = make_stored_task(tmp_path)
+    assert run("--task", "pets", "--store", tmp_path, "--images", 1).exit_code == 0
+    result = run("verify", "--task", "pets", "--store", tmp_path, "--images", 2)
+    assert result.exit_code == 0, result.output
+    assert "supernet-fp32" in result.output
+    (artifact.path / "exports/fp32/config.json").write_text("{}")
+    result = run("verify", "--task", "pets", "--store", tmp_path)
+    assert result.exit_code == 1
+    assert "config.json" in result.stderr
