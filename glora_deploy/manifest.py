@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError, model_validator
@@ -41,6 +41,7 @@ from .records import (
 
 __all__ = [
     "FORMAT_VERSION",
+    "HEADER_BYTES",
     "ITEM_BYTES",
     "MAX_MANIFEST_BYTES",
     "BackboneRecord",
@@ -58,6 +59,9 @@ __all__ = [
 
 FORMAT_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 16 * 2**20
+HEADER_BYTES = 64 * 2**10
+HEADER_BYTES_OF_TENSOR = 512
+"""An adapter is its numbers and at most one of these more: the first, or this for each tensor."""
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -161,8 +165,7 @@ class Manifest(ManifestDraft):
 
     @model_validator(mode="after")
     def _counts(self) -> Manifest:
-        supports = self.support_shapes()
-        n_supports = _count(supports.values())
+        n_supports = _count(self.support_shapes().values())
         n_head = _count(self.head.values())
         for field, stated, found in (
             ("n_parameters", self.n_parameters, n_supports),
@@ -170,16 +173,17 @@ class Manifest(ManifestDraft):
         ):
             if stated != found:
                 raise ValueError(f"{field} must be {found}, the sum over its tensors, got {stated}")
-        self._require_head(supports)
+        self._require_head()
         data_bytes = ITEM_BYTES[self.dtype] * (n_supports + n_head)
-        if self.adapter.size_bytes < data_bytes:
+        most = data_bytes + max(HEADER_BYTES, HEADER_BYTES_OF_TENSOR * len(self.tensor_shapes()))
+        if not data_bytes <= self.adapter.size_bytes <= most:
             raise ValueError(
-                f"adapter.size_bytes must be at least {data_bytes}, the bytes of its tensors, "
+                f"adapter.size_bytes must be {data_bytes}, the bytes of its tensors, to {most}, "
                 f"got {self.adapter.size_bytes}"
             )
         return self
 
-    def _require_head(self, supports: Mapping[str, Any]) -> None:
+    def _require_head(self) -> None:
         for name in self.backbone.classifier:
             if f"{name}.weight" not in self.head:
                 raise ValueError(f"head must hold {name}.weight, got {sorted(self.head)}")
@@ -224,10 +228,11 @@ def _require_readable(data: bytes, where: str) -> None:
         raise ArtifactError(f"{where}: must be JSON: {error}. Restore the file.") from error
     if not isinstance(raw, dict) or "format_version" not in raw:
         raise ArtifactError(f"{where}: must be an object with format_version. Restore the file.")
-    if raw["format_version"] != FORMAT_VERSION:
+    stated = raw["format_version"]
+    if type(stated) is not int or stated != FORMAT_VERSION:  # True and 1.0 equal 1
         raise ArtifactError(
             f"{where}: format_version must be {FORMAT_VERSION}, the only one this release reads, "
-            f"got {short(raw['format_version'])}. Read it with a newer glora-deploy."
+            f"got {short(stated)}. Use the glora-deploy that wrote it, or a newer one."
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,6 +49,9 @@ def slug_problem(kind: Literal["task", "version", "precision"], name: str) -> st
     return None
 
 
+_BREAKING = {"Cc", "Cs", "Zl", "Zp"}  # controls, lone surrogates, line and paragraph separators
+
+
 def _slug(kind: Literal["task", "version"]) -> AfterValidator:
     def check(name: str) -> str:
         if problem := slug_problem(kind, name):
@@ -58,13 +62,16 @@ def _slug(kind: Literal["task", "version"]) -> AfterValidator:
 
 
 def _real_time(text: str) -> str:
-    datetime.fromisoformat(text)
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"must be a time that exists, got {text!r}") from error
     return text
 
 
 def _one_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must be one line of printable characters")
+    if any(unicodedata.category(character) in _BREAKING for character in text):
+        raise ValueError("must be one line without control characters")
     return text
 
 
