@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .artifact import ADAPTER, MANIFEST, read_bytes
-from .errors import ArtifactError, GloraDeployError, StoreError
-from .fingerprint import fingerprint
+from .artifact import ADAPTER, MANIFEST, Artifact, read_bytes
+from .errors import ArtifactError, GloraDeployError
+from .fingerprint import fingerprint as fingerprint_of
 from .manifest import MAX_MANIFEST_BYTES, FileRecord, first_problem
 from .store_read import (
     BACKBONE_CONFIG,
@@ -59,38 +59,17 @@ class _StatedFiles(BaseModel):
 def audit(store: StoreReader, task: str) -> Iterator[Finding]:
     """Every problem of one task: names, manifests, deltas, exports and ``current``."""
     versions = store.versions(task)
-    folder = store.root / task
-    for name in _strays(folder, {*versions, CURRENT}):
-        yield Finding(task, None, f"{folder / name}: is not part of a store. Move it away.")
-    try:
-        current = store.current(task)
-        if current is not None and current not in versions:
-            raise StoreError(
-                f"{folder / CURRENT}: names {current}, versions here: {', '.join(versions)}. "
-                "Make a version current again."
-            )
-    except (StoreError, OSError) as error:
-        yield Finding(task, None, str(error))
+    for problem in _caught(_audit_task(store, task, versions)):
+        yield Finding(task, None, problem)
     for version in versions:
-        for problem in _audit_version(store, task, version):
+        for problem in _caught(_audit_version(store, task, version)):
             yield Finding(task, version, problem)
 
 
 def audit_rest(store: StoreReader) -> Iterator[Finding]:
     """Every problem of what belongs to no task: strays in the root, and the backbones."""
-    for name in _strays(store.root, set(store.tasks())):
-        if not name.startswith("."):
-            yield Finding(None, None, f"{store.root / name}: is not a task. Move it away.")
-    folder = store.inside(store.root / BACKBONES)
-    for name in _strays(folder, set()) if folder.is_dir() else ():
-        try:
-            found = fingerprint(map_tensors(store.backbone_path(name) / BACKBONE_WEIGHTS))
-            if found != name:
-                raise ArtifactError(f"its tensors have fingerprint {found[:12]}... Remove it.")
-            if not (folder / name / BACKBONE_CONFIG).is_file():
-                raise ArtifactError(f"{BACKBONE_CONFIG} must be here. Remove the folder.")
-        except (GloraDeployError, OSError, ValueError) as error:
-            yield Finding(None, None, f"{folder / name}: {error}")
+    for problem in _caught(_audit_root(store)):
+        yield Finding(None, None, problem)
 
 
 def size_of(store: StoreReader, task: str) -> TaskSize:
@@ -117,31 +96,60 @@ def size_of(store: StoreReader, task: str) -> TaskSize:
     return TaskSize(delta, export)
 
 
+def _caught(check: Iterator[str]) -> Iterator[str]:
+    """The problems a check yields, and as the last one the error that ends it."""
+    try:
+        yield from check
+    except (GloraDeployError, OSError, ValueError) as error:
+        yield str(error)
+
+
+def _audit_root(store: StoreReader) -> Iterator[str]:
+    for name in _strays(store.root, set(store.tasks())):
+        path = store.root / name
+        # A process that died before its first version was in place leaves an empty folder.
+        if not name.startswith(".") and not (path.is_dir() and not any(path.iterdir())):
+            yield f"{path}: is not a task. Move it away."
+    for name in _entries(store, store.root / BACKBONES):
+        yield from _caught(_audit_backbone(store, name))
+
+
+def _audit_backbone(store: StoreReader, fingerprint: str) -> Iterator[str]:
+    folder = store.backbone_path(fingerprint)
+    found = fingerprint_of(map_tensors(store.inside(folder / BACKBONE_WEIGHTS)))
+    if found != fingerprint:
+        yield f"{folder}: its tensors have fingerprint {found[:12]}... Remove it."
+    if not (folder / BACKBONE_CONFIG).is_file():
+        yield f"{folder}: must hold {BACKBONE_CONFIG}. Remove it."
+
+
+def _audit_task(store: StoreReader, task: str, versions: list[str]) -> Iterator[str]:
+    folder = store.root / task
+    for name in _strays(folder, {*versions, CURRENT}):
+        yield f"{folder / name}: is not part of a store. Move it away."
+    current = store.current(task)
+    if current is not None and current not in versions:
+        yield (
+            f"{folder / CURRENT}: names {current}, versions here: {', '.join(versions)}. "
+            "Make a version current again."
+        )
+
+
 def _audit_version(store: StoreReader, task: str, version: str) -> Iterator[str]:
     folder = store.root / task / version
     for name in _strays(folder, {MANIFEST, ADAPTER, EXPORTS}):
         yield f"{folder / name}: is not part of an artifact. Move it away."
-    try:
-        artifact = store.get(task, version)
-        artifact.tensors()
-    except (GloraDeployError, OSError) as error:
-        yield str(error)
-        return
-    exports = folder / EXPORTS
-    for precision in _strays(exports, set()) if exports.is_dir() else ():
-        try:
-            place = store.export_dir(artifact, precision)
-            problems = list(_audit_export(store, place))
-        except (GloraDeployError, OSError) as error:
-            problems = [str(error)]
-        yield from problems
+    artifact = store.get(task, version)
+    artifact.tensors()
+    for precision in _entries(store, folder / EXPORTS):
+        yield from _caught(_audit_export(store, artifact, precision))
 
 
-def _audit_export(store: StoreReader, folder: Path) -> Iterator[str]:
+def _audit_export(store: StoreReader, artifact: Artifact, precision: str) -> Iterator[str]:
+    folder = store.export_dir(artifact, precision)
     path = store.inside(folder / EXPORT_RECORD)
-    data = read_bytes(path, MAX_MANIFEST_BYTES)
     try:
-        stated = _StatedFiles.model_validate_json(data).files
+        stated = _StatedFiles.model_validate_json(read_bytes(path, MAX_MANIFEST_BYTES)).files
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_problem(error)}. Export it again.") from error
     there = set(_file_names(folder)) - {EXPORT_RECORD}
@@ -151,10 +159,15 @@ def _audit_export(store: StoreReader, folder: Path) -> Iterator[str]:
         yield f"{folder / name}: is not in {EXPORT_RECORD}. Export it again."
     for name in sorted(there & stated.keys()):
         try:
-            file = store.inside(folder / name)
-            stated[name].require_equal(FileRecord.of_file(file), str(file), EXPORT_RECORD)
+            found = FileRecord.of_file(store.inside(folder / name))
+            stated[name].require_equal(found, str(folder / name), EXPORT_RECORD)
         except (GloraDeployError, OSError) as error:
             yield str(error)
+
+
+def _entries(store: StoreReader, folder: Path) -> list[str]:
+    """Names in a folder of the store that may be missing."""
+    return _strays(store.inside(folder), set()) if folder.is_dir() else []
 
 
 def _strays(folder: Path, known: set[str]) -> list[str]:
