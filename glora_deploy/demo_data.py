@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .drawing import draw_shape
+from .drawing import SHAPES, draw_shape
 from .errors import MissingDependencyError
 from .image_set import ArrayImages, ImageSet, TaskData, split_by_class
 
@@ -112,7 +112,7 @@ def load_position(seed: int) -> TaskData:
         x, y = (np.array([label % GRID, label // GRID]) + 0.5 + rng.uniform(0.1, 0.9, 2)) * cell
         pixels[i] = draw_shape(
             rng,
-            shapes[rng.integers(len(shapes))],
+            SHAPES[shapes[rng.integers(len(shapes))]],
             DRAWN_SIZE,
             centre=(x, y),
             radius=rng.uniform(5, 11),
@@ -134,7 +134,7 @@ def load_orientation(seed: int) -> TaskData:
         x, y = rng.uniform(0.4, 0.6, 2) * DRAWN_SIZE
         pixels[i] = draw_shape(
             rng,
-            shapes[rng.integers(len(shapes))],
+            SHAPES[shapes[rng.integers(len(shapes))]],
             DRAWN_SIZE,
             centre=(x, y),
             radius=rng.uniform(15, 25),

@@ -67,12 +67,12 @@ SHAPES: dict[str, FloatArray] = {
 
 
 def draw_mask(
-    shape: str, size: int, *, centre: tuple[float, float], radius: float, angle: float
+    outline: FloatArray, size: int, *, centre: tuple[float, float], radius: float, angle: float
 ) -> FloatArray:
     """How much of each pixel a shape covers.
 
     Args:
-        shape: A name in ``SHAPES``.
+        outline: Corners within the unit circle, ``(k, 2)``, such as a value of ``SHAPES``.
         size: Height and width of the mask, in pixels.
         centre: x and y in pixels from the top left corner; the shape may leave the mask.
         radius: Of the circle the shape lies in, in pixels.
@@ -82,7 +82,7 @@ def draw_mask(
         ``(size, size)``, float64 from 0 to 1.
     """
     cos, sin = np.cos(angle), np.sin(angle)
-    corners = SHAPES[shape] @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
+    corners = outline @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
     image = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     # Pillow's coordinates name pixel centres, ours their corners.
     points = corners * SUPERSAMPLING - 0.5
@@ -110,7 +110,7 @@ def draw_colour(rng: np.random.Generator, avoid: FloatArray) -> FloatArray:
 
 def draw_shape(
     rng: np.random.Generator,
-    shape: str,
+    outline: FloatArray,
     size: int,
     *,
     centre: tuple[float, float],
@@ -119,7 +119,7 @@ def draw_shape(
 ) -> NDArray[np.uint8]:
     """One shape in a random colour on a random background, with noise: ``(size, size, 3)``."""
     image = draw_background(rng, size)
-    mask = draw_mask(shape, size, centre=centre, radius=radius, angle=angle)[..., None]
+    mask = draw_mask(outline, size, centre=centre, radius=radius, angle=angle)[..., None]
     colour = draw_colour(rng, avoid=np.average(image, axis=(0, 1), weights=mask[..., 0]))
     image = image * (1 - mask) + colour * mask
     image += rng.normal(0, rng.uniform(0, 0.06), image.shape)
