@@ -1,0 +1,5 @@
+"""``python -m glora_deploy.training``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""Where an interrupted training goes on: one file, replaced by one rename."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from glora_deploy.atomic import replace_file
+from glora_deploy.errors import ArtifactError
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state of one parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state of a training at the end of an epoch: parameters, moments, epoch, seconds."""
+
+    path: Path
+    scratch: Path
+    """Folder for what is being written, on the same file system."""
+
+    def restore(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> tuple[int, float]:
+        """Load the state into parameters and optimizer, if there is a file.
+
+        Args:
+            parameters: By name, in the order the optimizer has them.
+            optimizer: A fresh AdamW.
+
+        Returns:
+            Epochs done and seconds spent; zeros without a file.
+
+        Raises:
+            ArtifactError: If the file is damaged, or of another network.
+        """
+        if not self.path.exists():
+            return 0, 0.0
+        state, tensors = self._read()
+        moments: dict[int, dict[str, Tensor]] = {}
+        with torch.no_grad():
+            for index, (name, parameter) in enumerate(parameters.items()):
+                parameter.copy_(tensors[f"value/{name}"])
+                if f"step/{name}" in tensors:
+                    moments[index] = {key: tensors[f"{key}/{name}"] for key in MOMENTS}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        return state["epoch"], state["seconds"]
+
+    def write(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        seconds: float,
+    ) -> None:
+        """Replace the file by the present state.
+
+        Args:
+            parameters: By name, in the order the optimizer has them.
+            optimizer: The AdamW that trains them.
+            epoch: Epochs done.
+            seconds: Spent on them.
+        """
+        tensors = {}
+        for name, parameter in parameters.items():
+            tensors[f"value/{name}"] = parameter.detach().contiguous()
+            moments = optimizer.state.get(parameter, {})
+            tensors |= {f"{key}/{name}": value.contiguous() for key, value in moments.items()}
+        state = {"epoch": epoch, "seconds": seconds}
+        replace_file(self.path, save(tensors, {"state": json.dumps(state)}), self.scratch)
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{self.path}: the checkpoint cannot be read ({error}). Start without --resume."
+            ) from error

@@ -1,0 +1,215 @@
+"""``glora-train``: train a task and store its delta."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.progress import Progress, TaskID
+
+from glora_deploy.console import make_table, one_line_errors, progress_bars, stdout
+from glora_deploy.paths import LayerKind
+
+from .config import Method, RunConfig, Schedule, SearchConfig, TrainConfig
+from .pipeline import Outcome, run
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+glora-train --task digits
+
+glora-train --task digits --compare-lora --max-parameters 50k
+
+glora-train --task pets --data folder:photos/pets --backbone vit_base_patch16_224.orig_in21k
+
+glora-train --task svhn --data vtab:data/vtab-1k/svhn --schedule paper --ranks 8 --max-parameters 1M
+--backbone vit_base_patch16_224 --checkpoint ViT-B_16.npz --resume
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(epilog=EXAMPLES)
+def train(
+    task: Annotated[str, typer.Option(help="Name under which the store keeps the task.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Built-in name (digits, photos, position, orientation), folder:PATH, lists:PATH "
+            "or vtab:PATH. By default the built-in task of the same name."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="demo-vit, which ships with the package, or any timm model.")
+    ] = "demo-vit",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Local weights of the backbone: .safetensors, .npz or .pth, or random:SEED. "
+            "By default its pretrained ones."
+        ),
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Side of the input in pixels; the backbone's by default.")
+    ] = None,
+    store: Annotated[Path, typer.Option(help="Folder of the artifact store.")] = Path("artifacts"),
+    version: Annotated[
+        str | None, typer.Option(help="Name of the new version; v1, v2, ... by default.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="glora (supernet and search) or lora (one fixed subnet).")
+    ] = "glora",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="short: for minutes on a CPU. paper: the published recipe, 500 epochs and a "
+            "search of 1,050 subnets."
+        ),
+    ] = "short",
+    epochs: Annotated[int | None, typer.Option(help="Epochs; the schedule's by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    drop_path: Annotated[float | None, typer.Option(help="Drop path of the deepest block.")] = None,
+    ranks: Annotated[
+        str | None, typer.Option(help="Ranks on offer to lora paths, such as 8,4.")
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="Kinds of layer to adapt, of linear,conv,affine.")
+    ] = "linear",
+    include: Annotated[
+        list[str] | None, typer.Option(help="Pattern of layer names to adapt; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Pattern of layers to leave alone; may be repeated.")
+    ] = None,
+    max_parameters: Annotated[
+        str | None,
+        typer.Option(help="Most numbers a subnet may store, such as 150000, 150k or 0.5M."),
+    ] = None,
+    population: Annotated[int | None, typer.Option(help="Subnets per generation.")] = None,
+    generations: Annotated[
+        int | None, typer.Option(help="Generations after the first random one.")
+    ] = None,
+    retrain: Annotated[
+        bool,
+        typer.Option("--retrain", help="After the search, train again on train and val together."),
+    ] = False,
+    compare_lora: Annotated[
+        bool,
+        typer.Option(
+            "--compare-lora",
+            help="Also train plain LoRA for the same time; stored as another version, not current.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Every draw of the run follows from it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of this task.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train a task on a frozen backbone and store its delta.
+
+    A GLoRA supernet is trained on the training split, searched for its best subnet on the
+    validation split, and the subnet is tested once on the test split.
+    """
+    with one_line_errors("interrupted; the same command with --resume goes on where it stopped"):
+        search = {
+            "population": population,
+            "generations": generations,
+            "max_parameters": parse_count(max_parameters) if max_parameters else None,
+        }
+        changes = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "drop_path": drop_path,
+            "ranks": _numbers(ranks, "--ranks") if ranks else None,
+            "kinds": cast(tuple[LayerKind, ...], tuple(layers.split(","))),
+            "include": tuple(include) if include else None,
+            "exclude": tuple(exclude) if exclude else None,
+        }
+        config = RunConfig(
+            task=task,
+            data=data or task,
+            backbone=backbone,
+            weights=checkpoint,
+            input_size=input_size,
+            method=cast(Method, method),
+            train=TrainConfig.preset(cast(Schedule, schedule), **_given(changes)),
+            search=SearchConfig.preset(cast(Schedule, schedule), **_given(search)),
+            seed=seed,
+            device=device,
+            version=version,
+            compare_lora=compare_lora,
+            retrain=retrain,
+            resume=resume,
+        )
+        with progress_bars(quiet=quiet) as bars:
+            outcomes = run(config, store, _Bars(bars))
+    _print(outcomes, store)
+
+
+def parse_count(text: str) -> int:
+    """Read a count such as 150000, 150k or 0.5M.
+
+    >>> parse_count("0.5M")
+    500000
+
+    Raises:
+        ValueError: If the text is no such count.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", text.replace("_", ""))
+    if match is None:
+        raise ValueError(f"a count must look like 150000, 150k or 0.5M, got {text!r}")
+    return round(float(match[1]) * {"": 1, "k": 1_000, "M": 1_000_000}[match[2]])
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} must be numbers such as 8,4, got {text!r}") from None
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class _Bars:
+    """One progress bar per stage, made when the stage is first heard of."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._stages: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self._stages:
+            self._stages[stage] = self._bars.add_task(stage, total=total, note="")
+        self._bars.update(self._stages[stage], completed=done, note=note)
+
+
+def _print(outcomes: list[Outcome], store: Path) -> None:
+    rows = [
+        (
+            f"{o.artifact.task}/{o.artifact.version}",
+            o.method,
+            f"{o.val_accuracy:.1%}",
+            f"{o.test_accuracy:.1%}",
+            f"{o.n_parameters:,}",
+            f"{o.artifact.manifest.adapter.size_bytes:,}",
+            f"{o.train_s:.1f}",
+            f"{o.search_s:.1f}",
+        )
+        for o in outcomes
+    ]
+    numbers = ("val", "test", "parameters", "delta bytes", "train s", "search s")
+    columns = ("artifact", "method", *numbers)
+    stdout.print(make_table(f"stored in {store}", columns, rows, right=numbers))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

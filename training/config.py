@@ -1,0 +1,250 @@
+"""What a training run is asked to do, as checked values; built by the command line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from glora_deploy.paths import LayerKind
+
+Schedule = Literal["short", "paper"]
+Method = Literal["glora", "lora"]
+
+
+def _require(field: str, rule: str, value: object, *, holds: bool) -> None:
+    if not holds:
+        raise ValueError(f"{field} must {rule}, got {value}")
+
+
+def _require_schedule(schedule: str) -> None:
+    names = get_args(Schedule)
+    _require("schedule", f"be one of {names}", repr(schedule), holds=schedule in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How weights are trained: the supernet's, or one fixed subnet's."""
+
+    schedule: Schedule
+    """``paper`` is arXiv:2306.07967; ``short`` is for a few epochs (see ``schedule.py``)."""
+    epochs: int
+    """Passes over the training split; the last part batch of each is dropped."""
+    batch_size: int
+    """Images per step; all of them share one subnet."""
+    lr: float
+    """Peak learning rate of AdamW."""
+    warmup_epochs: int
+    """Epochs of linear rise to the peak."""
+    warmup_lr: float
+    """Learning rate of the first epoch."""
+    final_lr: float
+    """What the cosine falls to."""
+    weight_decay: float
+    """AdamW's decoupled decay."""
+    drop_path: float
+    """Probability of skipping the deepest residual branch; shallower ones scale linearly."""
+    ranks: tuple[int, ...]
+    """Ranks on offer to lora paths."""
+    kinds: tuple[LayerKind, ...] = ("linear",)
+    """Kinds of layer to adapt."""
+    include: tuple[str, ...] = ("*",)
+    """Shell patterns on dotted layer names; a layer must match one."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of layers to leave alone, beside the classifier."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints."""
+
+    def __post_init__(self) -> None:
+        _require_schedule(self.schedule)
+        _require("epochs", "be at least 1", self.epochs, holds=self.epochs >= 1)
+        _require("batch_size", "be at least 1", self.batch_size, holds=self.batch_size >= 1)
+        _require("lr", "be finite and above 0", self.lr, holds=0 < self.lr < math.inf)
+        _require(
+            "warmup_epochs",
+            f"be below epochs={self.epochs}",
+            self.warmup_epochs,
+            holds=0 <= self.warmup_epochs < self.epochs,
+        )
+        for name in ("warmup_lr", "final_lr", "weight_decay"):
+            value = getattr(self, name)
+            _require(name, "be finite and at least 0", value, holds=0 <= value < math.inf)
+        _require("drop_path", "be in [0, 1)", self.drop_path, holds=0 <= self.drop_path < 1)
+        _require(
+            "ranks",
+            "be one or more distinct numbers of at least 1",
+            self.ranks,
+            holds=bool(self.ranks)
+            and min(self.ranks) >= 1
+            and len(set(self.ranks)) == len(self.ranks),
+        )
+        _require(
+            "kinds",
+            f"be one or more of {get_args(LayerKind)}",
+            self.kinds,
+            holds=bool(self.kinds) and set(self.kinds) <= set(get_args(LayerKind)),
+        )
+        _require(
+            "checkpoint_every",
+            "be at least 1",
+            self.checkpoint_every,
+            holds=self.checkpoint_every >= 1,
+        )
+
+    @classmethod
+    def preset(cls, schedule: Schedule, **changes: Any) -> TrainConfig:
+        """The documented values of a schedule, with some of them changed.
+
+        Raises:
+            ValueError: If there is no such schedule, or a value is out of bounds.
+
+        >>> TrainConfig.preset("paper", lr=1e-4).epochs
+        500
+        """
+        _require_schedule(schedule)
+        return cls(schedule=schedule, **(_TRAIN_PRESETS[schedule] | changes))
+
+
+_TRAIN_PRESETS: dict[Schedule, dict[str, Any]] = {
+    "paper": {
+        "epochs": 500,
+        "batch_size": 64,
+        "lr": 5e-4,
+        "warmup_epochs": 10,
+        "warmup_lr": 1e-6,
+        "final_lr": 1e-5,
+        "weight_decay": 1e-4,
+        "drop_path": 0.1,
+        "ranks": (8, 4),
+    },
+    "short": {
+        "epochs": 20,
+        "batch_size": 32,
+        "lr": 2e-3,
+        "warmup_epochs": 1,
+        "warmup_lr": 1e-6,
+        "final_lr": 1e-5,
+        "weight_decay": 1e-4,
+        "drop_path": 0.0,
+        "ranks": (8, 4),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """How subnets are searched; the defaults are the authors'."""
+
+    population: int = 50
+    """Subnets per generation."""
+    generations: int = 20
+    """Generations after the first, random one."""
+    top_k: int = 10
+    """How many of the best become parents."""
+    mutations: int = 25
+    """Mutants per generation."""
+    crossovers: int = 25
+    """Crossovers per generation; random subnets fill the rest of the population."""
+    mutation_probability: float = 0.2
+    """Probability that one support of one layer is redrawn."""
+    max_parameters: int | None = None
+    """Most numbers a subnet may store, classifier excluded; None for no limit."""
+    min_parameters: int = 0
+    """Fewest numbers a subnet may store."""
+
+    def __post_init__(self) -> None:
+        for name in ("population", "top_k"):
+            value = getattr(self, name)
+            _require(name, "be at least 1", value, holds=value >= 1)
+        for name in ("generations", "mutations", "crossovers", "min_parameters"):
+            value = getattr(self, name)
+            _require(name, "be at least 0", value, holds=value >= 0)
+        _require(
+            "mutations + crossovers",
+            f"be at most population={self.population}",
+            self.mutations + self.crossovers,
+            holds=self.mutations + self.crossovers <= self.population,
+        )
+        _require(
+            "mutation_probability",
+            "be in [0, 1]",
+            self.mutation_probability,
+            holds=0 <= self.mutation_probability <= 1,
+        )
+        if self.max_parameters is not None:
+            _require(
+                "max_parameters",
+                f"be at least min_parameters={self.min_parameters}",
+                self.max_parameters,
+                holds=self.max_parameters >= self.min_parameters,
+            )
+
+    @classmethod
+    def preset(cls, schedule: Schedule, **changes: Any) -> SearchConfig:
+        """The documented values of a schedule, with some of them changed.
+
+        A changed population keeps the halves: as many mutants as crossovers.
+        """
+        _require_schedule(schedule)
+        population = changes.get("population", {"paper": 50, "short": 16}[schedule])
+        values: dict[str, Any] = {
+            "population": population,
+            "generations": {"paper": 20, "short": 4}[schedule],
+            "top_k": min(10, max(1, population // 3)) if schedule == "short" else 10,
+            "mutations": population // 2,
+            "crossovers": population // 2,
+        }
+        return cls(**(values | changes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One task from images to stored deltas."""
+
+    task: str
+    """Slug under which the store keeps it."""
+    data: str
+    """Data spec, as ``data.load_task`` takes it."""
+    backbone: str = "demo-vit"
+    """``demo-vit`` or a timm model name."""
+    weights: str | None = None
+    """Local weights file or ``random:SEED``; None for the backbone's own."""
+    input_size: int | None = None
+    """Side of the square input in pixels; None for the backbone's own."""
+    method: Method = "glora"
+    """``glora`` searches a supernet, ``lora`` trains one fixed subnet."""
+    train: TrainConfig
+    search: SearchConfig
+    seed: int = 0
+    """Every draw of the run follows from it, those of the data included."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    version: str | None = None
+    """Slug of the new version; None for the next number."""
+    compare_lora: bool = False
+    """Also train plain LoRA for the same wall time and store it beside."""
+    retrain: bool = False
+    """Train the supernet again on train and val once the subnet is chosen."""
+    resume: bool = False
+    """Go on with an interrupted run of the same task."""
+
+    def __post_init__(self) -> None:
+        _require(
+            "method",
+            f"be one of {get_args(Method)}",
+            repr(self.method),
+            holds=self.method in get_args(Method),
+        )
+        _require("seed", "be in [0, 2**64)", self.seed, holds=0 <= self.seed < 2**64)
+        _require(
+            "compare_lora",
+            "go with method glora",
+            self.method,
+            holds=not self.compare_lora or self.method == "glora",
+        )
+        _require(
+            "retrain",
+            "go with method glora",
+            self.method,
+            holds=not self.retrain or self.method == "glora",
+        )
