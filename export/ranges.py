@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from .skeleton import layer_of
 FP16_MAX = 65504.0
 
 _BATCH = 8  # bounds the memory; a maximum over batches is the maximum over images
-_PREFIX = "largest:"
+_LARGEST, _TOTAL = "largest:", "total:"
 
 
 class Overflow(NamedTuple):
@@ -57,7 +57,7 @@ def find_overflow(
     for node in model.graph.node:
         layer = layer_of(node)
         magnitudes = [largest[name] for name in (*node.input, *node.output) if name in largest]
-        max_abs = max(magnitudes, default=0.0)
+        max_abs = float(np.max(magnitudes, initial=0.0))
         if not np.isfinite(max_abs):
             where = layer or "the network"
             raise NonFiniteError(f"{where}: {node.op_type} must be finite in fp32, got {max_abs}")
@@ -69,33 +69,45 @@ def find_overflow(
 def _largest_magnitudes(
     model: onnx.ModelProto, folder: Path, images: NDArray[np.float32]
 ) -> Mapping[str, float]:
-    session = OnnxSession(_with_magnitudes(model), folder)
-    largest: dict[str, float] = {}
+    names = _float_values(model.graph)
+    session = OnnxSession(_with_magnitudes(model, names), folder=folder)
+    largest = dict.fromkeys(names, 0.0)
     for start in range(0, len(images), _BATCH):
-        for output, value in session.all_outputs(images[start : start + _BATCH]).items():
-            if output.startswith(_PREFIX):
-                name = output.removeprefix(_PREFIX)
-                # np.maximum, unlike max, keeps a NaN.
-                largest[name] = float(np.maximum(largest.get(name, 0.0), value))
+        outputs = session.all_outputs(images[start : start + _BATCH])
+        for name in names:
+            total = outputs[f"{_TOTAL}{name}"]
+            # A maximum may pass over NaN, a sum cannot.
+            found = outputs[f"{_LARGEST}{name}"] if np.isfinite(total) else total
+            largest[name] = float(np.maximum(largest[name], found))
     return largest
 
 
-def _with_magnitudes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with one more scalar output, ``max |x|``, for every float value it computes."""
+def _float_values(graph: onnx.GraphProto) -> list[str]:
+    """The images and every float32 value that a node computes, in graph order."""
+    values = (*graph.input, *graph.value_info, *graph.output)
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    computed = (name for node in graph.node for name in node.output)
+    return [name for name in (graph.input[0].name, *computed) if name in floats]
+
+
+def _with_magnitudes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model with two more scalar outputs for each value: the maximum and the sum of ``|x|``.
+
+    Only scalars leave the graph, so the memory of a value is free again once it has been read.
+    """
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    graph = probed.graph
-    dtypes = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
-    computed = [graph.input[0].name, *(name for node in graph.node for name in node.output)]
-    dtypes[graph.input[0].name] = TensorProto.FLOAT
-    for name in computed:
-        if dtypes.get(name) == TensorProto.FLOAT:
-            magnitude, output = f"magnitude:{name}", f"{_PREFIX}{name}"
-            graph.node.add().CopyFrom(helper.make_node("Abs", [name], [magnitude]))
-            graph.node.add().CopyFrom(
-                helper.make_node("ReduceMax", [magnitude], [output], keepdims=0)
-            )
-            graph.output.add().CopyFrom(
-                helper.make_tensor_value_info(output, TensorProto.FLOAT, [])
-            )
+    for name in names:
+        magnitude, largest, total = f"magnitude:{name}", f"{_LARGEST}{name}", f"{_TOTAL}{name}"
+        probed.graph.node.extend(
+            [
+                helper.make_node("Abs", [name], [magnitude]),
+                helper.make_node("ReduceMax", [magnitude], [largest], keepdims=0),
+                helper.make_node("ReduceSum", [magnitude], [total], keepdims=0),
+            ]
+        )
+        probed.graph.output.extend(
+            helper.make_tensor_value_info(output, TensorProto.FLOAT, [])
+            for output in (largest, total)
+        )
     return probed

@@ -19,9 +19,9 @@ class OnnxSession:
 
     Args:
         model: Path of a model, or a model in memory whose external data lie in ``folder``.
-        folder: Only with a model in memory.
         threads: Threads within an operator; ONNX Runtime's own choice if None.
         device: ``cuda`` needs the ``gpu`` extra and a device.
+        folder: Where the external data of a model in memory lie; unused with a path.
 
     Raises:
         MissingDependencyError: If ONNX Runtime is missing, or has no CUDA for ``device="cuda"``.
@@ -31,10 +31,10 @@ class OnnxSession:
     def __init__(
         self,
         model: Path | onnx.ModelProto,
-        folder: Path | None = None,
-        *,
         threads: int | None = None,
+        *,
         device: Device = "cpu",
+        folder: Path | None = None,
     ) -> None:
         runtime = _import_onnxruntime(device)
         options = runtime.SessionOptions()

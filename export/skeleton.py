@@ -11,8 +11,6 @@ import ast
 import hashlib
 import json
 import logging
-import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,7 +23,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes.common import DeduplicateHashedInitializersPass
 from onnxscript.optimizer import optimize_ir
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from glora_deploy.atomic import replace_file
 from glora_deploy.errors import ExportError
 
 OPSET = 20
@@ -70,28 +70,17 @@ def build_skeleton(
 
     Raises:
         ValueError: If the model is in training mode or holds float tensors of another type.
-        ExportError: If a tensor of the state dict would be lost, or a random operator is left.
+        ExportError: If the network cannot be traced, holds one tensor under two names, would lose
+            a tensor of its state dict, or has a random operator left.
     """
-    _require_plain_fp32(model)
-    example = torch.zeros(2, *input_size, device=next(model.parameters()).device)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-        opset_version=opset,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-    )
-    assert program is not None
+    _require_plain(model)
+    program = _trace(model, input_size, opset)
     graph_model = program.model
     weights = _weights_to_inputs(graph_model.graph, model)
     optimize_ir(graph_model)
     DeduplicateHashedInitializersPass()(graph_model)
     _inputs_to_weights(graph_model.graph, weights)
-    _require_complete(graph_model.graph, model, program.exported_program)
+    _require_complete(graph_model.graph, model, program)
     _require_deterministic(graph_model.graph)
     _strip_metadata(graph_model)
     unread = sorted(model.state_dict().keys() - graph_model.graph.initializers.keys())
@@ -161,31 +150,52 @@ class SkeletonCache:
         n_classes = skeleton.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         if n_classes != spec.n_classes:
             raise ValueError(f"the model must have {spec.n_classes} classes, got {n_classes}")
-        write_whole(path, skeleton.SerializeToString())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, skeleton.SerializeToString(), self.folder / "scratch")
         return skeleton
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that other processes see whole or not at all; its mode follows the umask."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _require_plain_fp32(model: nn.Module) -> None:
+def _require_plain(model: nn.Module) -> None:
     training = [name or "the model" for name, m in model.named_modules() if m.training]
     if training:
         raise ValueError(f"{training[0]} must be in evaluation mode, got training. Call eval().")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(f"{name}: dtype must be torch.float32, got {tensor.dtype}")
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(parameter), name)
+        if other != name:
+            # Only one of the two would be read, and a merged delta may have changed the other.
+            raise ExportError(f"{name} and {other}: must be two tensors, got one. Untie them.")
+
+
+def _trace(
+    model: nn.Module, input_size: tuple[int, int, int], opset: int
+) -> torch.onnx.ONNXProgram:
+    example = torch.zeros(2, *input_size, device=next(model.parameters()).device)
+    try:
+        # The fused attention of torch's CPU lays its output out in memory as the exporter's
+        # decomposition does not, so some reshapes after it (timm's vit_relpos) fail.
+        with sdpa_kernel(SDPBackend.MATH):
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(
+            f"{type(model).__name__}: torch.onnx.export must trace it, got: {reason}"
+        ) from error
+    assert program is not None  # only the TorchScript exporter returns nothing
+    return program
 
 
 def _weights_to_inputs(graph: ir.Graph, model: nn.Module) -> list[ir.Value]:
@@ -213,16 +223,15 @@ def _inputs_to_weights(graph: ir.Graph, weights: list[ir.Value]) -> None:
         graph.initializers.add(value)
 
 
-def _require_complete(
-    graph: ir.Graph, model: nn.Module, program: torch.export.ExportedProgram | None
-) -> None:
+def _require_complete(graph: ir.Graph, model: nn.Module, program: torch.onnx.ONNXProgram) -> None:
     """Refuse a graph that lost a tensor the traced network reads: a new task would not reach it."""
-    assert program is not None
-    signature = program.graph_signature
+    exported = program.exported_program
+    assert exported is not None
+    signature = exported.graph_signature
     traced = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     unused = {
         traced[node.name]
-        for node in program.graph.find_nodes(op="placeholder")
+        for node in exported.graph.find_nodes(op="placeholder")
         if node.name in traced and not node.users
     }
     floating = {name for name, t in model.state_dict().items() if t.is_floating_point()}
@@ -230,8 +239,11 @@ def _require_complete(
     if missing:
         raise ExportError(
             f"ONNX graph: every tensor of the state dict must be an initializer, got none for "
-            f"{', '.join(missing[:3])} ({len(missing)} in all). Untie shared tensors."
+            f"{', '.join(missing[:3])} ({len(missing)} in all). Rename what is named as the "
+            "input or the output of the graph."
         )
+    if (output := graph.outputs[0].name) != "logits":
+        raise ExportError(f"ONNX graph: the output must be logits, got {output}. Rename logits.")
 
 
 def _require_deterministic(graph: ir.Graph) -> None:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
+from onnx.helper import set_model_props, tensor_dtype_to_np_dtype
 
 from glora_deploy.errors import ExportError
+from glora_deploy.tensor_file import Place, read_layout
 
-from .skeleton import UNREAD, WEIGHTS_FILE, write_whole
+from .skeleton import UNREAD, WEIGHTS_FILE
 
 MODEL_FILE = "model.onnx"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
-_DTYPES: dict[int, str] = {
-    TensorProto.FLOAT: "F32",
-    TensorProto.FLOAT16: "F16",
-    TensorProto.BFLOAT16: "BF16",
-}
 
 
 def describe(
@@ -59,10 +53,10 @@ def attach(
         metadata: Stored in the model, for instance from :func:`describe`.
 
     Raises:
-        ExportError: If the file is no whole safetensors file, or its names, types or shapes differ
-            from those of the skeleton.
+        ArtifactError: If the file is no whole safetensors file.
+        ExportError: If its names, types or shapes differ from those of the skeleton.
     """
-    places = _read_header(safetensors_path)
+    places = read_layout(safetensors_path)
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
     _require_same(model, places, safetensors_path)
@@ -72,12 +66,12 @@ def attach(
         for key, value in {
             "location": safetensors_path.name,
             "offset": str(place.offset),
-            "length": str(place.length),
+            "length": str(place.size_bytes),
         }.items():
             weight.external_data.add(key=key, value=value)
     model.producer_name = "glora-deploy"
     model.producer_version = version_of("glora-deploy")
-    onnx.helper.set_model_props(model, dict(metadata))
+    set_model_props(model, dict(metadata))
     return model
 
 
@@ -108,7 +102,7 @@ def write_onnx(
     if single_file:
         _embed(model, weights)
     path = folder / MODEL_FILE
-    write_whole(path, model.SerializeToString())
+    path.write_bytes(model.SerializeToString())
     del model
     try:
         onnx.checker.check_model(path)
@@ -119,58 +113,27 @@ def write_onnx(
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where one tensor lies in a safetensors file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    """Bytes from the start of the file."""
-    length: int
-    """Bytes."""
-
-
-def _read_header(path: Path) -> dict[str, _Place]:
-    """The tensors of a safetensors file; the format is 8 bytes of length, JSON, then the data."""
-    try:
-        with path.open("rb") as file:
-            (n_header,) = struct.unpack("<Q", file.read(8))
-            size = os.fstat(file.fileno()).st_size
-            header = json.loads(file.read(min(n_header, size)))
-        header.pop("__metadata__", None)
-        start = 8 + n_header
-        places = {
-            name: _Place(entry["dtype"], tuple(entry["shape"]), start + begin, end - begin)
-            for name, entry in header.items()
-            for begin, end in [entry["data_offsets"]]
-        }
-    except (struct.error, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ExportError(f"{path}: must be a safetensors file, got {error}") from error
-    end = max((place.offset + place.length for place in places.values()), default=start)
-    if end != size:
-        raise ExportError(f"{path}: must have {end} bytes, got {size}. Export it again.")
-    return places
-
-
 def _weights(model: onnx.ModelProto) -> list[TensorProto]:
     return [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
 
 
-def _require_same(model: onnx.ModelProto, places: Mapping[str, _Place], path: Path) -> None:
+def _require_same(model: onnx.ModelProto, places: Mapping[str, Place], path: Path) -> None:
     weights = {weight.name: weight for weight in _weights(model)}
     unread = next(json.loads(p.value) for p in model.metadata_props if p.key == UNREAD)
-    problems = [f"{name} must not be there" for name in places.keys() - weights.keys() - {*unread}]
+    problems = [
+        f"{name} must not be there" for name in places.keys() - weights.keys() - set(unread)
+    ]
     for name, weight in weights.items():
-        expected = f"{_DTYPES[weight.data_type]} {tuple(weight.dims)}"
+        expected = f"{tensor_dtype_to_np_dtype(weight.data_type)} {tuple(weight.dims)}"
         place = places.get(name)
         found = f"{place.dtype} {place.shape}" if place else "nothing"
         if found != expected:
             problems.append(f"{name} must be {expected}, got {found}")
     if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ExportError(
-            f"{path}: {'; '.join(sorted(problems)[:3])} ({len(problems)} of "
-            f"{len(weights)} tensors). Export the weights for this architecture and precision."
+            f"{path}: {'; '.join(sorted(problems)[:3])}{more}. "
+            "Give the weights of this architecture in this precision."
         )
 
 
