@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from .errors import NonFiniteError
 from .fused_merge import fused_merge
-from .fused_merge_cuda import fused_merge_cuda
 from .paths import Support
 
 Supports = Mapping[str, Tensor]
@@ -155,6 +154,8 @@ def merge_into(
         assert out_b is None or isinstance(out_b, Tensor)
         rows = out_w.shape[0]
         if out_w.device.type == "cuda":
+            from .fused_merge_cuda import fused_merge_cuda  # imports Triton
+
             finite = fused_merge_cuda(
                 w0.reshape(rows, -1), b0, tensors, out_w=out_w.data.view(rows, -1), out_b=out_b
             )

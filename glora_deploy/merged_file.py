@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import BackboneMismatchError, NonFiniteError
 from .fused_merge import fused_merge
 from .paths import LayerShape
-from .tensor_file import create_tensor_file, map_tensors
+from .tensor_file import TensorMap, create_tensor_file, map_tensors
 
 PRECISIONS: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
@@ -64,15 +64,14 @@ def write_merged(
         raise BackboneMismatchError(
             f"{backbone}: has no layer {missing[0]}, which the delta adapts"
         )
-    sources = {**frozen, **head}
     target = PRECISIONS[precision]
     specs = {
         name: (target if _is_float(value.dtype) else value.dtype, value.shape)
-        for name, value in sources.items()
+        for name, value in (*frozen.items(), *head.items())
     }
     out = create_tensor_file(path, specs, metadata)
     try:
-        for name in _write(out, sources, supports):
+        for name in _write(out, frozen, supports, head):
             raise NonFiniteError(
                 f"{name}: the merged tensor must be finite in {precision}. "
                 + ("Export it in fp32." if precision != "fp32" else "The delta is damaged.")
@@ -83,30 +82,38 @@ def write_merged(
 
 
 def _write(
-    out: Mapping[str, NDArray[Any]],
-    sources: Mapping[str, NDArray[Any]],
+    out: TensorMap,
+    frozen: TensorMap,
     supports: Mapping[str, Mapping[str, NDArray[Any]]],
+    head: Mapping[str, NDArray[Any]],
 ) -> Iterator[str]:
-    """Fill every output tensor; yields the names of those that are not finite."""
+    """Fill every output tensor; yields the names of those that are not finite.
+
+    Pages are given back as soon as a tensor is done, so memory stays at about one layer.
+    """
     merged = set()
     for layer, tensors in supports.items():
         weight, bias = f"{layer}.weight", f"{layer}.bias"
         rows = out[weight].shape[0]
         finite = fused_merge(
-            sources[weight].reshape(rows, -1),
-            sources.get(bias),
+            frozen[weight].reshape(rows, -1),
+            frozen.get(bias),
             tensors,
             out_w=out[weight].reshape(rows, -1),
             out_b=out.get(bias),
         )
-        merged |= {weight, bias}
         if not finite:
             yield weight
-    for name in sources.keys() - merged:
+        merged |= {weight, bias}
+        frozen.release(weight)
+        out.release(weight)
+    for name in sorted((frozen.keys() | head.keys()) - merged):
+        target = out[name]
         with np.errstate(over="ignore"):  # reported below, by name
-            out[name][...] = sources[name]
-        if _is_float(out[name].dtype) and not np.isfinite(out[name]).all():
+            target[...] = head[name] if name in head else frozen[name]
+        if _is_float(target.dtype) and not np.isfinite(target).all():
             yield name
+        out.release(name)
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,21 +78,49 @@ def read_layout(path: Path) -> dict[str, Place]:
     return places
 
 
-def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
+class TensorMap(Mapping[str, NDArray[Any]]):
+    """Arrays by name over the bytes of one mapped file."""
+
+    def __init__(self, data: mmap.mmap, places: Mapping[str, Place]) -> None:
+        self._data = data
+        self._bytes = np.frombuffer(data, np.uint8)
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        p = self._places[name]
+        return self._bytes[p.offset : p.offset + p.size_bytes].view(p.dtype).reshape(p.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back to the system; its content stays, in the file."""
+        place = self._places[name]
+        begin = -(-place.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (place.offset + place.size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end and hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def map_tensors(path: Path) -> TensorMap:
     """Read-only arrays over the file's bytes; nothing is read until it is touched.
 
     Raises:
         ArtifactError: As ``read_layout``.
     """
     places = read_layout(path)
-    return _views(np.memmap(path, np.uint8, "r"), places)
+    with path.open("rb") as file:
+        return TensorMap(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), places)
 
 
 def create_tensor_file(
     path: Path,
     tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
     metadata: Mapping[str, str],
-) -> dict[str, NDArray[Any]]:
+) -> TensorMap:
     """Make a safetensors file of these tensors and return writable arrays over its bytes.
 
     The file's size is reserved at once, so a full disk is found before any work is done. The
@@ -106,7 +135,7 @@ def create_tensor_file(
         OSError: If there is no space or the file exists.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    places, offset = {}, 0
+    sizes, offset = {}, 0
     # Widest first, then by name: the library's own order, which keeps every tensor aligned.
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda t: (-t[1][0].itemsize, t[0])):
         size = math.prod(shape) * dtype.itemsize
@@ -115,12 +144,15 @@ def create_tensor_file(
             "shape": list(shape),
             "data_offsets": [offset, offset + size],
         }
-        places[name] = (dtype, shape, offset, size)
+        sizes[name] = (offset, size)
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    with path.open("xb") as file:
+    places = {
+        name: Place(*tensors[name], start + begin, size) for name, (begin, size) in sizes.items()
+    }
+    with path.open("xb+") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         # Reserving blocks, where the platform can, turns a full disk into an error here instead
         # of a SIGBUS in the middle of a merge.
@@ -128,12 +160,5 @@ def create_tensor_file(
             os.posix_fallocate(file.fileno(), 0, start + offset)
         else:
             file.truncate(start + offset)
-    data = np.memmap(path, np.uint8, "r+")
-    return _views(data, {n: Place(d, s, start + o, size) for n, (d, s, o, size) in places.items()})
-
-
-def _views(data: NDArray[Any], places: Mapping[str, Place]) -> dict[str, NDArray[Any]]:
-    return {
-        name: data[p.offset : p.offset + p.size_bytes].view(p.dtype).reshape(p.shape)
-        for name, p in places.items()
-    }
+        data = mmap.mmap(file.fileno(), 0)
+    return TensorMap(data, places)
