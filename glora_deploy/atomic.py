@@ -100,8 +100,9 @@ def replace_file(path: Path, data: bytes, scratch: Path) -> None:
         scratch: Parent of scratch folders, on the same file system.
     """
     with scratch_folder(scratch) as folder:
-        write_durable(folder / path.name, data)
-        (folder / path.name).replace(path)
+        new = folder / path.name
+        write_durable(new, data)
+        new.replace(path)
     flush(path.parent)
 
 

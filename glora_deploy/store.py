@@ -24,7 +24,6 @@ from .atomic import (
     flush,
     flush_tree,
     move_folder,
-    replace_file,
     replace_folder,
     scratch_folder,
     sweep,
@@ -128,12 +127,16 @@ class ArtifactStore(StoreReader):
                 flush(new)
                 # All that takes space is written before anything is moved.
                 write_durable(scratch / CURRENT, f"{name}\n".encode())
-                if self._move_in(new, place):
+                if _move_in(new, place):
                     if make_current:
-                        (scratch / CURRENT).replace(place.parent / CURRENT)
-                        flush(place.parent)
+                        try:
+                            _replace_current(scratch / CURRENT, place.parent)
+                        except (OSError, StoreError):
+                            place.rename(new)
+                            _remove_if_empty(place.parent)
+                            raise
                     return Artifact(place, written.manifest)
-            if version is not None:
+            if version is not None and place.exists():
                 raise StoreError(
                     f"{place}: the version must be new, it exists. "
                     "Give another one, or remove it first."
@@ -147,8 +150,9 @@ class ArtifactStore(StoreReader):
             ArtifactError: If its manifest is damaged.
         """
         artifact = self.get(task, version)
-        with _space_for(self.root, f"{task}/{CURRENT}"):
-            replace_file(self.root / task / CURRENT, f"{version}\n".encode(), self._tmp)
+        with self.scratch(f"{task}/{CURRENT}") as scratch:
+            write_durable(scratch / CURRENT, f"{version}\n".encode())
+            _replace_current(scratch / CURRENT, self.root / task)
         return artifact
 
     def rollback(self, task: str) -> Artifact:
@@ -194,8 +198,7 @@ class ArtifactStore(StoreReader):
             (folder / CURRENT).unlink()
             flush(folder)
         self._move_away(folder / version)
-        with suppress(OSError):  # other versions remain
-            folder.rmdir()
+        _remove_if_empty(folder)
 
     def verify(self, task: str | None = None) -> list[Finding]:
         """Read every file of a task, or of the whole store, against what is stated about it.
@@ -243,6 +246,9 @@ class ArtifactStore(StoreReader):
                 flush(place.parent.parent)
             except FileNotFoundError as error:
                 raise _gone(artifact) from error
+            except OSError:
+                _remove_if_empty(place.parent)
+                raise
 
     def put_backbone(
         self, fingerprint: str, tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]
@@ -274,7 +280,7 @@ class ArtifactStore(StoreReader):
                 target[...] = tensors[name]
             write_durable(new / BACKBONE_CONFIG, json.dumps(dict(config), indent=1).encode())
             flush_tree(new)
-            self._move_in(new, place)  # or another process has just kept the same
+            _move_in(new, place)  # or another process has just kept the same
         return place
 
     @property
@@ -314,18 +320,6 @@ class ArtifactStore(StoreReader):
         known = list(self._created(task).values()) if (self.root / task).is_dir() else []
         return max([utc_now(), *known])
 
-    def _move_in(self, new: Path, place: Path) -> bool:
-        """Move a finished folder to its place; False if the place is taken."""
-        try:
-            place.parent.mkdir(exist_ok=True)
-        except FileExistsError as error:
-            raise StoreError(f"{place.parent}: must be a folder, got a file") from error
-        if not move_folder(new, place):
-            return False
-        flush(place.parent)
-        flush(self.root)
-        return True
-
     def _move_away(self, folder: Path) -> None:
         with self.scratch(folder.name) as scratch:
             folder.rename(scratch / folder.name)
@@ -345,6 +339,40 @@ class ArtifactStore(StoreReader):
             yield
         finally:
             os.close(handle)
+
+
+def _move_in(new: Path, place: Path) -> bool:
+    """Move a finished folder to its place; False if the place is taken."""
+    try:
+        place.parent.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise StoreError(f"{place.parent}: must be a folder, got a file") from error
+    try:
+        moved = move_folder(new, place)
+    except FileNotFoundError:  # the task was removed between the two steps
+        return False
+    except OSError:
+        _remove_if_empty(place.parent)
+        raise
+    if moved:
+        flush(place.parent)
+        flush(place.parent.parent)
+    return moved
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _replace_current(new: Path, task_folder: Path) -> None:
+    try:
+        new.replace(task_folder / CURRENT)
+    except IsADirectoryError as error:
+        raise StoreError(
+            f"{task_folder / CURRENT}: must be a file, got a folder. Remove it."
+        ) from error
+    flush(task_folder)
 
 
 def _gone(artifact: Artifact) -> StoreError:

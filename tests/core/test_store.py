@@ -247,6 +247,16 @@ def test_a_current_file_that_names_no_version_is_refused(
     assert store.verify() == []
 
 
+def test_a_folder_where_current_should_be_is_named_and_nothing_is_put(store: ArtifactStore) -> None:
+    current = store.root / "pets" / "current"
+    current.unlink()
+    current.mkdir()
+    before = listing(store.root)
+    for action in (lambda: make_artifact(store), lambda: store.set_current("pets", "v1")):
+        assert refusal(action) == f"{current}: must be a file, got a folder. Remove it."
+    assert listing(store.root) == before
+
+
 # Removing
 
 
