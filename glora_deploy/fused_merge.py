@@ -1,0 +1,249 @@
+"""The merge of one layer in one pass over memory, on the CPU: what a swap costs.
+
+For a frozen layer ``y = w0 x + b0`` (``paths`` has the names and shapes of the supports; ``*`` is
+elementwise; arXiv:2306.07967, section 3)::
+
+    w = w0 + w0 * A + B          b = b0 + b0 * D + E + w0 @ C
+
+Each weight is read once, folded in float64 registers and rounded once. What a plain tensor program
+would write down in between (A, B and their sums, each as large as w0) never reaches memory.
+
+Rows are shared out over Numba's number of threads (``NUMBA_NUM_THREADS``; by default one per
+core) in a pool of this module's own: Numba's parallel loops must not be entered by two threads at
+once, nor be used on both sides of a fork, and servers do both.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from . import fused_tiles
+from .fused_tiles import BLOCK, LANES, ROWS
+from .paths import NONE, SCALAR, SUPPORTS, VECTOR, LayerShape, Path, Support
+
+Float64 = NDArray[np.float64]
+Shape = tuple[int, ...]
+
+N_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+_CARRIERS = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.int16}
+_INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+_ALONE = 2**17
+"""Weights that one thread merges sooner than a second one wakes up."""
+
+
+def fused_merge(
+    w0: NDArray[np.float32],
+    b0: NDArray[np.float32] | None,
+    supports: Mapping[str, NDArray[Any]],
+    *,
+    out_w: NDArray[Any],
+    out_b: NDArray[Any] | None,
+    transposed: bool = False,
+) -> bool:
+    """Write the merged layer into ``out_w`` and ``out_b``.
+
+    The result is the float64 merge rounded once to the dtype of the output; float64 sums may be
+    formed in another order than in the formula. Several threads may merge at once.
+
+    Args:
+        w0: Frozen weight ``(d_out, d_in)``, C-contiguous; may be a read-only map of a file. Not
+            modified.
+        b0: Frozen bias ``(d_out,)``, or None. Not modified.
+        supports: The layer's tensors by name, of any real floating dtype; those absent count as
+            none. Not modified.
+        out_w: C-contiguous ``(d_out, d_in)``, or ``(d_in, d_out)`` if transposed, of float32,
+            float16 or bfloat16 (of ``ml_dtypes``); shares no memory with w0.
+        out_b: C-contiguous ``(d_out,)`` of out_w's dtype; None where b0 is.
+        transposed: Write the transpose of the merged weight.
+
+    Returns:
+        Whether every number written is finite in the output's dtype. If it is not, the outputs
+        hold what was computed, infinities and all, and the caller must not use them.
+
+    Raises:
+        ValueError: If shapes, dtypes or layouts are not as above, or a support is not one that this
+            layer can have.
+    """
+    _require_arrays(w0, b0, supports, out_w, out_b)
+    require_shapes(
+        w0.shape,
+        None if b0 is None else b0.shape,
+        tuple((name, support.shape) for name, support in supports.items()),
+        out_w.shape,
+        None if out_b is None else out_b.shape,
+        transposed,
+    )
+    shift, finite = _merge_weight(w0, supports, out_w, transposed)
+    if b0 is None or out_b is None:
+        return finite
+    bias = b0.astype(np.float64)
+    if "D" in supports:
+        bias += b0 * supports["D"].astype(np.float64)
+    if "E" in supports:
+        bias += supports["E"].astype(np.float64)
+    return _round_into(bias + shift if shift.size else bias, out_b) and finite
+
+
+def _merge_weight(
+    w0: NDArray[np.float32],
+    supports: Mapping[str, NDArray[Any]],
+    out: NDArray[Any],
+    transposed: bool,
+) -> tuple[Float64, bool]:
+    """Write the merged weight; return ``w0 @ C`` (empty without C) and whether w is finite."""
+    d_out, d_in = w0.shape
+    c = _input_shift(supports)
+    shift = np.empty(d_out if c.size else 0)
+    frozen = w0.view()
+    frozen.flags.writeable = False  # else Numba compiles once more for writeable arrays
+    arguments = (
+        frozen,
+        out.view(_CARRIERS[out.dtype.name]),
+        *_factors(supports, "A", d_out, d_in),
+        *_factors(supports, "B", d_out, d_in),
+        c,
+        shift,
+    )
+    kernel = fused_tiles.merge_rows_transposed if transposed else fused_tiles.merge_rows
+    n_parts = min(N_THREADS, 1 + w0.size // _ALONE)
+    part = -(-d_out // (n_parts * BLOCK)) * BLOCK
+    others = [
+        _pool().submit(kernel, *arguments, start, min(start + part, d_out))
+        for start in range(part, d_out, part)
+    ]
+    peak = kernel(*arguments, 0, min(part, d_out))
+    peak = max([peak, *(other.result() for other in others)])
+    return shift, bool(peak < _INFINITY[out.dtype.name])
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads beside the caller's, shared by all callers."""
+    return ThreadPoolExecutor(max(1, N_THREADS - 1), "fused-merge")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+def _factors(
+    supports: Mapping[str, NDArray[Any]], name: str, d_out: int, d_in: int
+) -> tuple[Float64, Float64]:
+    """A or B as ``down.T @ up``: ``down (rank, d_out)`` and ``up (rank, d_in)``, padded to tiles.
+
+    Vector and scalar are products of rank one with a row of ones.
+    """
+    if f"{name}_d" in supports:
+        down, up = supports[f"{name}_d"].T, supports[f"{name}_u"]
+    elif name in supports:
+        down, up = supports[name].T, np.ones((1, 1))
+    else:
+        return np.empty((0, 0)), np.empty((0, 0))
+    padded_down = np.zeros((len(down), -(-d_out // ROWS) * ROWS))
+    padded_down[:, :d_out] = down
+    padded_up = np.zeros((len(up), -(-d_in // LANES) * LANES))
+    padded_up[:, :d_in] = up
+    return padded_down, padded_up
+
+
+def _input_shift(supports: Mapping[str, NDArray[Any]]) -> Float64:
+    """C as ``(d_in,)``, empty if absent."""
+    if "C_d" in supports:
+        down, up = supports["C_d"].astype(np.float64), supports["C_u"].astype(np.float64)
+        return np.asarray((down * up.T).sum(axis=1))
+    return supports["C"][:, 0].astype(np.float64) if "C" in supports else np.empty(0)
+
+
+def _round_into(values: Float64, out: NDArray[Any]) -> bool:
+    """Round a vector into ``out``; whether all of it is finite there."""
+    carrier = _CARRIERS[out.dtype.name]
+    n_rows = -(-values.size // (ROWS * LANES)) * ROWS
+    tiles = np.zeros((n_rows, LANES))
+    tiles.reshape(-1)[: values.size] = values
+    rounded = np.empty((n_rows, LANES), carrier)
+    peak = fused_tiles.round_tiles(tiles, rounded)
+    out.view(carrier)[:] = rounded.reshape(-1)[: values.size]
+    return bool(peak < _INFINITY[out.dtype.name])
+
+
+def _require_arrays(
+    w0: NDArray[Any],
+    b0: NDArray[Any] | None,
+    supports: Mapping[str, NDArray[Any]],
+    out_w: NDArray[Any],
+    out_b: NDArray[Any] | None,
+) -> None:
+    """Refuse dtypes and layouts that the kernels cannot read or write."""
+    floats = ("float16", "bfloat16", "float32", "float64")
+    for thing, array, dtypes in (
+        ("w0", w0, ("float32",)),
+        ("b0", b0, ("float32",)),
+        ("out_w", out_w, tuple(_CARRIERS)),
+        ("out_b", out_b, (out_w.dtype.name,)),
+        *((name, support, floats) for name, support in supports.items()),
+    ):
+        if array is not None and array.dtype.name not in dtypes:
+            raise ValueError(f"{thing} must be of {' or '.join(dtypes)}, got {array.dtype.name}")
+    for thing, array in (("w0", w0), ("out_w", out_w)):
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{thing} must be C-contiguous, got strides {array.strides}")
+    if np.may_share_memory(w0, out_w):
+        raise ValueError(
+            "out_w must not overlap w0, which later merges read again, got both in one"
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def require_shapes(
+    w0: Shape,
+    b0: Shape | None,
+    supports: tuple[tuple[str, Shape], ...],
+    out_w: Shape,
+    out_b: Shape | None,
+    transposed: bool,
+) -> None:
+    """Refuse shapes that are not those of one layer, its supports and its outputs.
+
+    Args:
+        w0: ``(d_out, d_in)``.
+        b0: ``(d_out,)``, or None.
+        supports: Name and shape of each tensor.
+        out_w: ``(d_out, d_in)``, or ``(d_in, d_out)`` if transposed.
+        out_b: As b0.
+        transposed: Whether the merge writes the transpose.
+
+    Raises:
+        ValueError: If one does not fit; names it.
+    """
+    if len(w0) != 2 or 0 in w0:
+        raise ValueError(f"w0 must have shape (d_out, d_in), neither zero, got {w0}")
+    d_out, d_in = w0
+    layer = LayerShape(kind="linear", d_out=d_out, d_in=d_in, bias=b0 is not None)
+    found: dict[str, Shape | None] = {"out_w": out_w, "out_b": out_b, "b0": b0, **dict(supports)}
+    wanted: dict[str, Shape | None] = {"out_w": w0[::-1] if transposed else w0}
+    wanted |= dict.fromkeys(("b0", "out_b"), None if b0 is None else (d_out,))
+    for support in SUPPORTS:
+        wanted |= layer.tensor_shapes(support, _path(support, dict(supports)))
+    for name in sorted(found.keys() | wanted.keys()):
+        if (shape := found.get(name)) != (rule := wanted.get(name)):
+            rule_text = f"have shape {rule}" if rule else "be absent"
+            raise ValueError(f"{name} must {rule_text} where w0 is {w0}, got {shape or 'none'}")
+
+
+def _path(support: Support, shapes: Mapping[str, Shape]) -> Path:
+    """The path whose tensors a layer seems to hold for one support."""
+    if down := shapes.get(f"{support}_d"):
+        return Path("lora", down[-1])
+    if support not in shapes:
+        return NONE
+    return SCALAR if support != "C" and math.prod(shapes[support]) == 1 else VECTOR
