@@ -116,7 +116,7 @@ def _audit_root(store: StoreReader) -> Iterator[str]:
 
 def _audit_backbone(store: StoreReader, fingerprint: str) -> Iterator[str]:
     folder = store.backbone_path(fingerprint)
-    found = fingerprint_of(map_tensors(store.inside(folder / BACKBONE_WEIGHTS)))
+    found = fingerprint_of(map_tensors(folder / BACKBONE_WEIGHTS))
     if found != fingerprint:
         yield f"{folder}: its tensors have fingerprint {found[:12]}... Remove it."
     if not (folder / BACKBONE_CONFIG).is_file():

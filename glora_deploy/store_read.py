@@ -102,7 +102,7 @@ class StoreReader:
         """The folder with model.safetensors and config.json of a backbone.
 
         Raises:
-            StoreError: If the store does not keep this backbone.
+            StoreError: If the store does not keep this backbone, or a link is in the way.
         """
         folder = self._backbone_folder(fingerprint)
         if not folder.is_dir():
@@ -110,6 +110,8 @@ class StoreReader:
                 f"{self.root}: does not keep the backbone with fingerprint {fingerprint[:12]}... "
                 "Give its name or its weights."
             )
+        for name in (BACKBONE_WEIGHTS, BACKBONE_CONFIG):
+            self.inside(folder / name)
         return folder
 
     def require_task(self, task: str) -> None:

@@ -300,6 +300,16 @@ def test_an_unknown_field_is_refused_by_name_wherever_it_is() -> None:
         )
 
 
+def test_every_field_is_explained_in_the_specification() -> None:
+    specification = (Path(__file__).parents[2] / "docs" / "format.md").read_text("utf-8")
+    for where, record in records(as_json()):
+        for field in record:
+            if not where:
+                assert f"`{field}" in specification or f"**{field}.**" in specification, field
+            else:
+                assert f"{field}`" in specification, field
+
+
 def test_several_problems_give_one_line_that_counts_them() -> None:
     fields = as_json()
     del fields["adapter"], fields["head"]

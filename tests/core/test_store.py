@@ -608,6 +608,19 @@ def test_a_backbone_of_another_fingerprint_is_refused(store: ArtifactStore) -> N
     assert listing(store.root) == before
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_backbone_behind_a_link_is_refused(
+    store: ArtifactStore, tmp_path: Path, name: str
+) -> None:
+    digest = fingerprint(BACKBONE)
+    folder = store.put_backbone(digest, BACKBONE, {})
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    expected = f"{folder / name}: must not be a link, got one to {tmp_path / name}. Remove it."
+    assert refusal(lambda: store.backbone_path(digest)) == expected
+    assert only_problem(store) == expected
+
+
 def test_a_damaged_backbone_is_found(store: ArtifactStore) -> None:
     folder = store.put_backbone(fingerprint(BACKBONE), BACKBONE, {})
     weights = folder / "model.safetensors"
