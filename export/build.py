@@ -199,7 +199,7 @@ class _Builder:
         return self.network.artifact
 
     def carry_over(self, old: Path) -> set[Format]:
-        """Link what a present export of the same delta holds and this one does not make anew."""
+        """Copy what a present export of the same delta holds and this one does not make anew."""
         record = ExportRecord.read(old) if old.is_dir() else None
         manifest = self.artifact.manifest
         if record is None or record.adapter_sha256 != manifest.adapter.sha256:
@@ -212,7 +212,8 @@ class _Builder:
                 continue
             record.require_intact(old, name)
             (self.folder / name).parent.mkdir(exist_ok=True)
-            os.link(old / name, self.folder / name)
+            # A copy, not a link: onnx refuses external data with more than one name.
+            shutil.copyfile(old / name, self.folder / name)
         return set(record.formats)
 
     def build(self, formats: Sequence[Format]) -> None:

@@ -216,30 +216,30 @@ def _steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def _print(report: Report) -> None:
-    rows = [
-        (
-            step.stage,
-            step.inputs,
-            str(step.n_images),
-            step.outcome,
-            *(
-                (f"{c.max_abs:.1e}", f"{c.error:.1e}", f"{c.min_cosine:.7f}", f"{c.agreement:.0%}")
-                if (c := next(iter(step.comparisons), None))
-                else ("", "", "", "")
-            ),
-            step.reason,
-        )
-        for step in report.steps
-    ]
-    columns = ("stage", "inputs", "images", "outcome", "max abs", "of spread", "cosine", "top-1")
+    """One row a stage, the worst of its inputs; parity.json has every number."""
+    rows = []
+    for stage in dict.fromkeys(step.stage for step in report.steps):
+        steps = [step for step in report.steps if step.stage == stage]
+        outcome = next((s.outcome for s in steps if s.outcome != "pass"), "pass")
+        against = [step.comparisons[0] for step in steps if step.comparisons]
+        numbers = ("", "", "", "")
+        if against:
+            numbers = (
+                f"{max(c.max_abs for c in against):.1e}",
+                f"{max(c.error for c in against):.1e}",
+                f"{min(c.min_cosine for c in against):.6f}",
+                f"{min(c.agreement for c in against):.0%}",
+            )
+        rows.append((stage, str(sum(s.n_images for s in steps)), outcome, *numbers))
+    columns = ("stage", "images", "outcome", "max abs", "of spread", "cosine", "top-1")
     title = f"{report.task}/{report.version} {report.precision} against the float64 merge"
-    note = ("why",) if any(step.reason for step in report.steps) else ()
-    cut = len(columns) + len(note)
-    stdout.print(
-        make_table(title, (*columns, *note), [row[:cut] for row in rows], right=columns[4:])
-    )
+    stdout.print(make_table(title, columns, rows, right=columns[1:2] + columns[3:]))
+    stdout.print(f"inputs: {report.data}; zeros, one colour, extreme scales", soft_wrap=True)
+    for step in report.steps:
+        if step.outcome == "skipped":
+            stdout.print(f"{step.stage} skipped: {step.reason}", soft_wrap=True)
     for kept in report.overflow:
-        stdout.print(f"kept in fp32: {kept}")
+        stdout.print(f"kept in fp32: {kept}", soft_wrap=True)
 
 
 def main() -> None:
