@@ -114,7 +114,8 @@ def merge_model(
     layers = sorted({name.rpartition(".")[0] for name in supports})
     for layer, tensors in split_by_layer(supports, layers).items():
         frozen, target = model.get_submodule(layer), merged.get_submodule(layer)
-        weight, bias = merge(frozen.weight, frozen.bias, tensors, dtype)  # type: ignore[arg-type]
+        b0 = getattr(frozen, "bias", None)  # RMSNorm has no such attribute
+        weight, bias = merge(frozen.weight, b0, tensors, dtype)  # type: ignore[arg-type]
         with torch.no_grad():
             for name, value in (("weight", weight), ("bias", bias)):
                 if value is None:
@@ -149,7 +150,7 @@ def merge_into(
     for layer, tensors in split_by_layer(supports, layers).items():
         module = target.get_submodule(layer)
         w0, b0 = frozen[f"{layer}.weight"], frozen.get(f"{layer}.bias")
-        out_w, out_b = module.weight, module.bias
+        out_w, out_b = module.weight, getattr(module, "bias", None)
         assert isinstance(out_w, Tensor)
         assert out_b is None or isinstance(out_b, Tensor)
         rows = out_w.shape[0]
