@@ -24,7 +24,7 @@ STALE_AFTER_S = 24 * 3600
 """Age at which a scratch folder is swept whoever made it."""
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
-_SCRATCH = re.compile(r"(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{16}")
+_SCRATCH = re.compile(r"(?P<host>[0-9a-f]{8})-(?P<pid>[1-9][0-9]{0,8})-[0-9a-f]{16}")
 
 
 @contextmanager

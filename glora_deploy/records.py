@@ -270,7 +270,12 @@ class TrainingRecord(Record):
 
 def utc_now() -> str:
     """The present time as ``Manifest.created`` holds it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return utc_text(datetime.now(UTC))
+
+
+def utc_text(time: datetime) -> str:
+    """A UTC time as ``Manifest.created`` holds it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def first_problem(error: ValidationError) -> str:

@@ -135,6 +135,7 @@ class ArtifactStore(StoreReader):
                             place.rename(new)
                             _remove_if_empty(place.parent)
                             raise
+                        flush(place.parent)
                     return Artifact(place, written.manifest)
             if version is not None and place.exists():
                 raise StoreError(
@@ -143,16 +144,18 @@ class ArtifactStore(StoreReader):
                 )
 
     def set_current(self, task: str, version: str) -> Artifact:
-        """Make a version the one that answers; one rename.
+        """Make a version the one that answers, once its delta has been read; one rename.
 
         Raises:
             StoreError: If the task or version is not here, or no space is left.
-            ArtifactError: If its manifest is damaged.
+            ArtifactError: If its manifest or its delta is damaged.
         """
         artifact = self.get(task, version)
+        artifact.tensors()
         with self.scratch(f"{task}/{CURRENT}") as scratch:
             write_durable(scratch / CURRENT, f"{version}\n".encode())
             _replace_current(scratch / CURRENT, self.root / task)
+            flush(self.root / task)
         return artifact
 
     def rollback(self, task: str) -> Artifact:
@@ -160,9 +163,9 @@ class ArtifactStore(StoreReader):
 
         Raises:
             StoreError: If no version is current, or the current one is the oldest.
-            ArtifactError: If the manifest of that version is damaged.
+            ArtifactError: If the manifest or the delta of that version is damaged.
         """
-        version = self.get(task).version
+        version = self.require_current(task)
         versions = self.versions(task)
         older = versions[: versions.index(version)]
         if not older:
@@ -372,7 +375,6 @@ def _replace_current(new: Path, task_folder: Path) -> None:
         raise StoreError(
             f"{task_folder / CURRENT}: must be a file, got a folder. Remove it."
         ) from error
-    flush(task_folder)
 
 
 def _gone(artifact: Artifact) -> StoreError:

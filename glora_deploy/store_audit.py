@@ -127,12 +127,8 @@ def _audit_task(store: StoreReader, task: str, versions: list[str]) -> Iterator[
     folder = store.root / task
     for name in _strays(folder, {*versions, CURRENT}):
         yield f"{folder / name}: is not part of a store. Move it away."
-    current = store.current(task)
-    if current is not None and current not in versions:
-        yield (
-            f"{folder / CURRENT}: names {current}, versions here: {', '.join(versions)}. "
-            "Make a version current again."
-        )
+    if store.current(task) is not None:
+        store.require_current(task)
 
 
 def _audit_version(store: StoreReader, task: str, version: str) -> Iterator[str]:

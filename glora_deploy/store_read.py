@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from .artifact import ADAPTER, MANIFEST, Artifact, read_artifact
 from .errors import ArtifactError, StoreError
-from .manifest import slug_problem
+from .records import slug_problem, utc_text
 
 CURRENT = "current"
 EXPORTS = "exports"
@@ -45,7 +45,7 @@ class StoreReader:
         return [task for task in self._folders(self.root, "task") if self._version_names(task)]
 
     def versions(self, task: str) -> list[str]:
-        """Every version of a task, oldest first; one whose manifest is damaged counts as oldest.
+        """Every version of a task, oldest first; one with a damaged manifest by its file's time.
 
         Raises:
             StoreError: If there is no such task.
@@ -79,13 +79,7 @@ class StoreReader:
             StoreError: If the task or version is not here; lists those that are.
             ArtifactError: If the manifest is damaged or belongs elsewhere.
         """
-        if version is None:
-            version = self.current(task)
-            if version is None:
-                raise StoreError(
-                    f"{self.root / task}: no version is current; versions here: "
-                    f"{self._listed(task)}. Name one, or make one current."
-                )
+        version = self.require_current(task) if version is None else version
         self.require_version(task, version)
         return self._read(task, version)
 
@@ -127,6 +121,22 @@ class StoreReader:
         if not folder.is_dir() or not self._version_names(task):
             tasks = ", ".join(self.tasks()) or "none"
             raise StoreError(f"no task {task!r} in {self.root}; tasks here: {tasks}")
+
+    def require_current(self, task: str) -> str:
+        """The name of the current version, which is here.
+
+        Raises:
+            StoreError: If there is no such task, or no version of it is current.
+        """
+        version = self.current(task)
+        versions = self.versions(task)
+        if version not in versions:
+            stated = f"names {version}" if version else "is missing, so no version is current"
+            raise StoreError(
+                f"{self.root / task / CURRENT}: {stated}; versions here: {', '.join(versions)}. "
+                "Name a version, or make one current."
+            )
+        return version
 
     def require_version(self, task: str, version: str) -> None:
         """Check that a version of a task is here.
@@ -173,12 +183,14 @@ class StoreReader:
         return [name for name in names if os.path.lexists(folder / name / MANIFEST)]
 
     def _created(self, task: str) -> dict[str, str]:
-        """Each version's time of creation; empty if its manifest is damaged."""
+        """Each version's time of creation; its file's time if the manifest is damaged."""
         created = {}
         for version in self._version_names(task):
-            created[version] = ""
-            with suppress(StoreError, ArtifactError):
+            try:
                 created[version] = self._read(task, version).manifest.created
+            except (StoreError, ArtifactError):
+                seconds = (self.root / task / version / MANIFEST).lstat().st_mtime
+                created[version] = utc_text(datetime.fromtimestamp(seconds, UTC))
         return created
 
     def _listed(self, task: str) -> str:

@@ -168,8 +168,8 @@ def test_a_version_can_be_put_without_becoming_current(store: ArtifactStore) -> 
     store.put("dogs", make_tensors(), make_draft(), make_current=False)
     assert store.current("dogs") is None
     assert refusal(lambda: store.get("dogs")) == (
-        f"{store.root}/dogs: no version is current; versions here: v1. "
-        "Name one, or make one current."
+        f"{store.root}/dogs/current: is missing, so no version is current; versions here: v1. "
+        "Name a version, or make one current."
     )
     assert store.verify() == []
 
@@ -224,15 +224,35 @@ def test_rollback_goes_back_one_by_one_and_stops_at_the_oldest(store: ArtifactSt
     assert store.get("pets").version == "v3"
 
 
-def test_a_damaged_version_is_listed_but_never_becomes_current(store: ArtifactStore) -> None:
-    (store.root / "pets" / "v2" / MANIFEST).write_text("{")
-    assert store.versions("pets") == ["v2", "v1", "v3"]
-    with pytest.raises(ArtifactError):
-        store.set_current("pets", "v2")
-    assert store.rollback("pets").version == "v1"
-    with pytest.raises(ArtifactError):
-        store.rollback("pets")
-    assert store.current("pets") == "v1"
+@pytest.mark.parametrize("file", [MANIFEST, ADAPTER])
+def test_a_damaged_version_keeps_its_place_but_never_becomes_current(
+    store: ArtifactStore, file: str
+) -> None:
+    path = store.root / "pets" / "v2" / file
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_text("{")
+    os.utime(path, ns=times)
+    assert store.versions("pets") == ["v1", "v2", "v3"]
+    for action in (lambda: store.set_current("pets", "v2"), lambda: store.rollback("pets")):
+        assert f"pets/v2/{file}: " in refusal(action, ArtifactError)
+    assert store.current("pets") == "v3"
+    assert store.set_current("pets", "v1").version == "v1"
+
+
+@pytest.mark.parametrize("file", [MANIFEST, ADAPTER])
+def test_rollback_leads_away_from_a_damaged_version(store: ArtifactStore, file: str) -> None:
+    (store.root / "pets" / "v3" / file).write_text("{")
+    assert store.rollback("pets").version == "v2"
+    assert store.get("pets").version == "v2"
+
+
+def test_rollback_without_a_current_version_is_refused(store: ArtifactStore) -> None:
+    current = store.root / "pets" / "current"
+    current.write_text("v9\n")
+    assert refusal(lambda: store.rollback("pets")) == (
+        f"{current}: names v9; versions here: v1, v2, v3. Name a version, or make one current."
+    )
+    assert refusal(lambda: store.get("pets")) == refusal(lambda: store.rollback("pets"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"../../etc", b"v1\nv2\n", b"v1\n\n", b"\xff"])
@@ -698,7 +718,7 @@ DAMAGES = {
     "stray in version": ("v2", "pets/v2/notes.txt: is not part of an artifact."),
     "stray in task": (None, "pets/readme: is not part of a store."),
     "folder without manifest": (None, "pets/v9: is not part of a store."),
-    "current": (None, "pets/current: names v9, versions here: v1, v2, v3."),
+    "current": (None, "pets/current: names v9; versions here: v1, v2, v3."),
     "current is a folder": (None, "pets/current: must be a file that names a version"),
     "export changed": ("v3", "pets/v3/exports/fp32/a: sha256 is "),
     "export grown": ("v3", "pets/v3/exports/fp32/a: has 2 bytes on disk, 1 in export.json."),

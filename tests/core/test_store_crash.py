@@ -257,6 +257,39 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("action", ["put", "put a new task", "set current", "export"])
+def test_a_disk_that_fails_to_flush_leaves_a_state_that_a_crash_could_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    make_template(tmp_path / "template")
+    shutil.copytree(tmp_path / "template", tmp_path / "done")
+    ACTIONS[action](ArtifactStore.open(tmp_path / "done"))
+    before, after = state(tmp_path / "template"), state(tmp_path / "done")
+    allowed = [before, after, *half_way(action, before, after)]
+    for n_flushed in itertools.count():
+        root = tmp_path / str(n_flushed)
+        shutil.copytree(tmp_path / "template", root)
+        left = [None] * n_flushed
+
+        def fail(_: int, left: list[None] = left) -> None:
+            if not left:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            left.pop()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            try:
+                ACTIONS[action](ArtifactStore.open(root))
+            except OSError:
+                failed = True
+            else:
+                failed = False
+        assert state(root) in allowed
+        if not failed:
+            break
+    assert n_flushed >= 2
+
+
 # A power cut: nothing is renamed before it is on the disk
 
 
