@@ -1,0 +1,153 @@
+"""How long the ONNX files of one more task take, beside a full torch.onnx.export of that task.
+
+Everything printed comes from this one run, on this machine::
+
+    python benchmarks/onnx_export.py --model vit_base_patch16_224 --threads 2
+
+The weights are random: times and file sizes do not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from glora_deploy.export.half import to_precision
+from glora_deploy.export.ranges import find_overflow
+from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.export.skeleton import SkeletonCache, SkeletonSpec
+from glora_deploy.export.to_onnx import write_onnx
+
+METADATA = {"task": "benchmark"}
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Print how long a step took."""
+    start = time.perf_counter()
+    yield
+    print(f"{what:<58}{time.perf_counter() - start:8.2f} s", flush=True)
+
+
+def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """The merged weights, which every way of exporting starts from."""
+    folder.mkdir()
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors")
+
+
+def names_kept(path: Path, model: nn.Module) -> str:
+    """How many initializers of a file carry the name of a parameter."""
+    graph = onnx.load_model(path, load_external_data=False).graph
+    parameters = {name for name, _ in model.named_parameters()}
+    kept = parameters & {tensor.name for tensor in graph.initializer}
+    return f"{len(kept)} of {len(parameters)} parameter names, {len(graph.node)} nodes"
+
+
+def skeleton_route(model: nn.Module, spec: SkeletonSpec, root: Path) -> dict[str, Path]:
+    """Three tasks, the first with an empty cache; gives the files to compare."""
+    write_weights(model, root / "fp32", torch.float32)
+    write_weights(model, root / "fp16", torch.float16)
+    write_weights(model, root / "single", torch.float32)
+
+    def get(build_model: Callable[[], nn.Module] = lambda: model) -> onnx.ModelProto:
+        return SkeletonCache(root / "skeletons").get(spec, build_model)
+
+    with timed("first task: trace, keep the skeleton, attach, write, check"):
+        write_onnx(root / "fp32", get(), METADATA)
+    with timed("next task, fp32: read the skeleton, attach, write, check"):
+        fp32 = write_onnx(root / "fp32", get(), METADATA)
+    with timed("next task, fp16: the same, and convert the graph"):
+        fp16 = write_onnx(root / "fp16", to_precision(get(), "fp16"), METADATA)
+    with timed("next task, single file: the same, and copy the weights"):
+        single = write_onnx(root / "single", get(), METADATA, single_file=True)
+    return {"skeleton, fp32": fp32, "skeleton, fp16": fp16, "single file, fp32": single}
+
+
+def torch_route(model: nn.Module, spec: SkeletonSpec, root: Path) -> Path:
+    """What a user does without this project, for every task anew."""
+    (root / "torch").mkdir()
+    path = root / "torch" / "model.onnx"
+    example = torch.zeros(2, *spec.input_size)
+    with timed("torch.onnx.export of one task, as the manual shows it"):
+        torch.onnx.export(
+            model,
+            (example,),
+            path,
+            dynamo=True,
+            verbose=False,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    return path
+
+
+def compare(files: dict[str, Path], model: nn.Module, spec: SkeletonSpec, threads: int) -> None:
+    """Run every file on the same images."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((3, *spec.input_size), dtype=np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    print(f"\nlogits of torch: standard deviation {expected.std():.3f}")
+    for name, path in files.items():
+        start = time.perf_counter()
+        session = OnnxSession(path, threads)
+        load_s = time.perf_counter() - start
+        session.logits(images)
+        start = time.perf_counter()
+        found = session.logits(images)
+        run_s = time.perf_counter() - start
+        print(
+            f"{name:<18} {path.stat().st_size / 1e6:7.2f} MB, {names_kept(path, model)}; "
+            f"session {load_s:.2f} s, {len(images)} images {1e3 * run_s:.0f} ms, "
+            f"max abs error {np.abs(found - expected).max():.1e}"
+        )
+        del session
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="vit_base_patch16_224")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model = timm.create_model(arguments.model, num_classes=100).eval()
+    spec = SkeletonSpec(
+        architecture=arguments.model,
+        model_args={},
+        n_classes=100,
+        input_size=tuple(model.pretrained_cfg["input_size"]),
+    )
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    print(f"{arguments.model}: {size / 1e6:.0f} MB of weights, {arguments.threads} threads\n")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        files = skeleton_route(model, spec, root)
+        files["torch.onnx.export"] = torch_route(model, spec, root)
+        images = np.random.default_rng(1).standard_normal((8, *spec.input_size), dtype=np.float32)
+        with timed("range pass over 8 images (fp16 only)"):
+            find_overflow(files["skeleton, fp32"], images)
+        (skeleton,) = (root / "skeletons").glob("*.onnx")
+        print(f"\nskeleton: {skeleton.stat().st_size / 1e6:.2f} MB")
+        compare(files, model, spec, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()
