@@ -165,7 +165,8 @@ class Manifest(ManifestDraft):
 
     @model_validator(mode="after")
     def _counts(self) -> Manifest:
-        n_supports = _count(self.support_shapes().values())
+        supports = self.support_shapes()
+        n_supports = _count(supports.values())
         n_head = _count(self.head.values())
         for field, stated, found in (
             ("n_parameters", self.n_parameters, n_supports),
@@ -175,7 +176,8 @@ class Manifest(ManifestDraft):
                 raise ValueError(f"{field} must be {found}, the sum over its tensors, got {stated}")
         self._require_head()
         data_bytes = ITEM_BYTES[self.dtype] * (n_supports + n_head)
-        most = data_bytes + max(HEADER_BYTES, HEADER_BYTES_OF_TENSOR * len(self.tensor_shapes()))
+        n_tensors = len(supports) + len(self.head)
+        most = data_bytes + max(HEADER_BYTES, HEADER_BYTES_OF_TENSOR * n_tensors)
         if not data_bytes <= self.adapter.size_bytes <= most:
             raise ValueError(
                 f"adapter.size_bytes must be {data_bytes}, the bytes of its tensors, to {most}, "

@@ -129,11 +129,10 @@ class StoreReader:
             StoreError: If there is no such task, or no version of it is current.
         """
         version = self.current(task)
-        versions = self.versions(task)
-        if version not in versions:
+        if version is None or version not in self._version_names(task):
             stated = f"names {version}" if version else "is missing, so no version is current"
             raise StoreError(
-                f"{self.root / task / CURRENT}: {stated}; versions here: {', '.join(versions)}. "
+                f"{self.root / task / CURRENT}: {stated}; versions here: {self._listed(task)}. "
                 "Name a version, or make one current."
             )
         return version
