@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from glora_deploy.paths import NONE, VECTOR, LayerShape, Path, SearchSpace, Subnet
+from glora_deploy.training.config import SearchConfig
+from glora_deploy.training.search import Scored, evolve
+
+SMALL = SearchConfig(population=12, generations=6, top_k=4, mutations=6, crossovers=6)
+
+
+def make_space(n_layers: int = 7, ranks: tuple[int, ...] = (3, 2)) -> SearchSpace:
+    shapes = {
+        f"blocks.{i}.fc": LayerShape(kind="linear", d_out=5 + i, d_in=4, bias=i % 3 != 0)
+        for i in range(n_layers)
+    }
+    return SearchSpace(shapes, ranks)
+
+
+def agreement(wanted: Subnet) -> Callable[[Subnet], float]:
+    """The share of supports that are as in a planted subnet."""
+
+    def fitness(subnet: Subnet) -> float:
+        pairs = [
+            paths[support] == path
+            for layer, paths in subnet.items()
+            for support, path in wanted[layer].items()
+        ]
+        return sum(pairs) / len(pairs)
+
+    return fitness
+
+
+def always(value: float) -> Callable[[Subnet], float]:
+    return lambda subnet: value
+
+
+class Counted:
+    """A fitness that keeps what it was asked."""
+
+    def __init__(self, fitness: Callable[[Subnet], float]) -> None:
+        self.fitness = fitness
+        self.asked: list[Subnet] = []
+
+    def __call__(self, subnet: Subnet) -> float:
+        self.asked.append(subnet)
+        return self.fitness(subnet)
+
+
+def test_a_planted_subnet_is_approached_better_than_by_random_draws() -> None:
+    space = make_space()
+    for seed in range(3):
+        fitness = Counted(agreement(space.draw(random.Random(f"planted {seed}"))))
+        config = SearchConfig(population=30, generations=20, top_k=8, mutations=15, crossovers=15)
+        result = evolve(space, fitness, config, random.Random(seed))
+        rng = random.Random(seed)
+        drawn = max(fitness.fitness(space.draw(rng)) for _ in range(result.n_evaluated))
+        assert result.n_evaluated == 30 * 21
+        assert result.best.fitness >= drawn + 0.15
+
+
+def test_no_subnet_is_scored_twice_and_all_are_in_the_space() -> None:
+    space = make_space(2)
+    fitness = Counted(agreement(space.largest()))
+    result = evolve(space, fitness, SMALL, random.Random(0))
+    assert len(fitness.asked) == len(set(fitness.asked)) == result.n_evaluated == 12 * 7
+    for subnet in fitness.asked:
+        space.require_contains(subnet)
+
+
+def test_the_last_generation_is_ranked_too() -> None:
+    space = make_space()
+    fitness = Counted(lambda subnet: float(len(fitness.asked)))
+    result = evolve(space, fitness, SMALL, random.Random(0))
+    assert result.best.fitness == result.n_evaluated
+    assert result.best.subnet == fitness.asked[-1]
+    assert result.best_fitness == tuple(12.0 * (g + 1) for g in range(7))
+
+
+def test_ties_go_to_fewer_parameters_then_to_the_earlier() -> None:
+    space = make_space()
+    fitness = Counted(always(0.5))
+    result = evolve(space, fitness, SMALL, random.Random(0))
+    counts = [subnet.n_parameters(space.shapes) for subnet in fitness.asked]
+    assert [each.n_parameters for each in result.top] == sorted(counts)[:4]
+    assert result.best.subnet == fitness.asked[counts.index(min(counts))]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 40, 150, 400])
+def test_every_subnet_scored_keeps_the_limit_however_tight(limit: int) -> None:
+    space = make_space()
+    fitness = Counted(always(0.0))
+    config = SearchConfig(
+        population=12, generations=3, top_k=4, mutations=6, crossovers=6, max_parameters=limit
+    )
+    evolve(space, fitness, config, random.Random(0))
+    counts = [subnet.n_parameters(space.shapes) for subnet in fitness.asked]
+    assert max(counts) <= limit
+    assert max(counts) >= limit * 0.8
+
+
+def test_at_limit_zero_the_only_subnet_is_scored_once() -> None:
+    space = make_space()
+    fitness = Counted(always(0.0))
+    result = evolve(space, fitness, SearchConfig(max_parameters=0), random.Random(0))
+    assert fitness.asked == [space.smallest()]
+    assert result.best == Scored(space.smallest(), 0.0, 0)
+
+
+def test_a_space_smaller_than_the_population_is_scored_whole() -> None:
+    shape = LayerShape(kind="affine", d_out=3, d_in=1, bias=False)
+    space = SearchSpace({"norm": shape}, (2,))
+    fitness = Counted(always(0.0))
+    result = evolve(space, fitness, SearchConfig(), random.Random(0))
+    assert result.n_evaluated == 9
+    assert {str(s["norm"].A) + str(s["norm"].B) for s in fitness.asked} == {
+        a + b for a in ("vector", "scalar", "none") for b in ("vector", "scalar", "none")
+    }
+
+
+def test_both_limits_are_kept_where_few_random_subnets_lie() -> None:
+    space = make_space()
+    largest = space.largest().n_parameters(space.shapes)
+    fitness = Counted(always(0.0))
+    config = SearchConfig(
+        population=8,
+        generations=2,
+        mutations=4,
+        crossovers=4,
+        min_parameters=largest - 40,
+        max_parameters=largest - 20,
+    )
+    result = evolve(space, fitness, config, random.Random(0))
+    counts = [subnet.n_parameters(space.shapes) for subnet in fitness.asked]
+    assert result.n_evaluated >= 8
+    assert largest - 40 <= min(counts)
+    assert max(counts) <= largest - 20
+
+
+def test_limits_that_no_subnet_keeps_are_refused() -> None:
+    space = make_space()
+    largest = space.largest().n_parameters(space.shapes)
+    with pytest.raises(ValueError, match=f"min_parameters must be at most {largest}, the largest"):
+        evolve(space, always(0.0), SearchConfig(min_parameters=largest + 1), random.Random(0))
+    shape = LayerShape(kind="affine", d_out=5, d_in=1, bias=False)
+    gap = SearchConfig(min_parameters=3, max_parameters=4)  # there are 0, 1, 2, 5, 6 and 10
+    with pytest.raises(ValueError, match="found no subnet with 3 to 4 parameters"):
+        evolve(SearchSpace({"norm": shape}, (1,)), always(0.0), gap, random.Random(0))
+
+
+def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
+    space = make_space()
+    wanted = space.draw(random.Random(9))
+
+    def asked(seed: int) -> list[Subnet]:
+        fitness = Counted(agreement(wanted))
+        evolve(space, fitness, SMALL, random.Random(seed))
+        return fitness.asked
+
+    assert asked(1) == asked(1)
+    assert asked(1) != asked(2)
+
+
+def test_given_subnets_are_scored_first_and_repaired_if_they_break_the_limit() -> None:
+    space = make_space()
+    free, tight = Counted(always(0.0)), Counted(always(0.0))
+    evolve(space, free, SMALL, random.Random(0), first=[space.largest(), space.smallest()])
+    assert free.asked[:2] == [space.largest(), space.smallest()]
+    config = SearchConfig(
+        population=4, generations=0, mutations=2, crossovers=2, max_parameters=120
+    )
+    evolve(space, tight, config, random.Random(0), first=[space.largest()])
+    repaired = tight.asked[0]
+    assert 60 <= repaired.n_parameters(space.shapes) <= 120
+    kept = [path != NONE for paths in repaired.values() for _, path in paths.items()]
+    assert any(kept)
+
+
+def test_mutants_keep_about_the_share_of_genes_that_is_not_redrawn() -> None:
+    space = make_space(40, ranks=(3,))
+    config = SearchConfig(population=40, generations=1, top_k=1, mutations=40, crossovers=0)
+    fitness = Counted(lambda subnet: float(len(fitness.asked) == 1))
+    evolve(space, fitness, config, random.Random(0), first=[space.largest()])
+    free = [
+        (layer, support)
+        for layer in space.shapes
+        for support, _ in space.largest()[layer].items()
+        if len(space.choices(layer, support)) > 1
+    ]
+    same = [
+        subnet[layer][support] == space.largest()[layer][support]
+        for subnet in fitness.asked[40:]
+        for layer, support in free
+    ]
+    redrawn_to_itself = sum(1 / len(space.choices(*gene)) for gene in free) / len(free)
+    assert sum(same) / len(same) == pytest.approx(0.8 + 0.2 * redrawn_to_itself, abs=0.02)
+
+
+def test_crossovers_take_every_gene_from_one_of_the_parents() -> None:
+    space = make_space()
+    first, second = space.largest(), space.smallest()
+    config = SearchConfig(population=10, generations=1, top_k=2, mutations=0, crossovers=10)
+    fitness = Counted(lambda subnet: float(subnet in (first, second)))
+    evolve(space, fitness, config, random.Random(0), first=[first, second])
+    allowed: set[Path] = {Path("lora", 3), VECTOR, NONE}
+    for subnet in fitness.asked[10:]:
+        for layer, paths in subnet.items():
+            for support, path in paths.items():
+                assert path in {first[layer][support], second[layer][support]} <= allowed
+
+
+def test_progress_is_reported_after_each_evaluation_with_the_best_so_far() -> None:
+    space = make_space()
+    seen: list[tuple[int, float]] = []
+    result = evolve(
+        space,
+        agreement(space.largest()),
+        SMALL,
+        random.Random(0),
+        report=lambda n, best: seen.append((n, best.fitness)),
+    )
+    assert [n for n, _ in seen] == list(range(1, result.n_evaluated + 1))
+    assert [best for _, best in seen] == sorted(best for _, best in seen)
+    assert seen[-1][1] == result.best.fitness
