@@ -25,15 +25,19 @@ from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
 from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS, EXPORT_RECORD
 
+from .engine import Engine
 from .half import to_precision
 from .inputs import ParityInputs, parity_inputs
+from .plan import PLAN_FILE, SIDECAR_FILE, PlanConfig
 from .ranges import Overflow, find_overflow
 from .record import ExportRecord, Format
 from .runtime import OnnxSession
 from .skeleton import OPSET, WEIGHTS_FILE, SkeletonCache, SkeletonSpec
-from .stages import TORCH_DTYPES, Logits, TaskNetwork, torch_logits
+from .stages import TORCH_DTYPES, Logits, TaskNetwork, torch_logits, within
+from .tensorrt_library import find_gpu
 from .to_merged import CONFIG_FILE, write_merged_folder
 from .to_onnx import MODEL_FILE, describe, write_onnx
+from .to_tensorrt import write_plan
 from .verify import Skipped, Stage, verify
 
 PARITY_FILE = "parity.json"
@@ -48,6 +52,8 @@ class ExportConfig:
     precision: Precision = "fp32"
     single_file: bool = False
     """Put the weights into model.onnx instead of beside it."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """How to build a TensorRT plan; its precision is set to that of the export."""
     n_images: int = 32
     """Ordinary images that parity looks at."""
     limits: Mapping[Precision, Limits] = field(default_factory=lambda: DEFAULT_LIMITS)
@@ -98,6 +104,8 @@ def export(
     with store.replace_export(artifact, config.precision) as folder:
         builder = _Builder(store, network, config, folder, inputs, on_step)
         formats = builder.carry_over(old) | {"merged", *config.formats}
+        if "trt" in formats:  # a plan is built from the ONNX model beside it
+            formats.add("onnx")
         ordered = tuple(name for name in get_args(Format) if name in formats)
         builder.build(ordered)
         done = builder.finish(ordered)
@@ -207,6 +215,8 @@ class _Builder:
         remade = {PARITY_FILE, EXPORT_RECORD}
         if "onnx" in self.config.formats:
             remade.add(MODEL_FILE)
+        if {"onnx", "trt"} & {*self.config.formats}:  # a plan is of one graph
+            remade |= {PLAN_FILE, SIDECAR_FILE}
         for name in record.files.keys() - remade:
             if name.startswith(f"{DELTA_FOLDER}/") and "delta" in self.config.formats:
                 continue
@@ -226,6 +236,10 @@ class _Builder:
             self._write_delta()
         if "onnx" in formats and not (self.folder / MODEL_FILE).exists():
             self._write_onnx()
+        if "trt" in formats and not (self.folder / PLAN_FILE).exists():
+            self.on_step("building the TensorRT plan")
+            plan = replace(self.config.plan, precision=self.config.precision)
+            write_plan(self.folder, plan, on_step=self.on_step)
 
     def finish(self, formats: tuple[Format, ...]) -> Exported:
         """Measure every stage from the training graph to the last file, and record it all."""
@@ -335,7 +349,22 @@ def stages_of(
         stages.append(
             Stage(f"onnx-{precision}", precision, lambda: OnnxSession(folder / MODEL_FILE).logits)
         )
+    if "trt" in formats:
+        stages.append(_engine_stage(folder, precision))
     return stages
+
+
+def _engine_stage(folder: Path, precision: Precision) -> Stage | Skipped:
+    name = f"trt-{precision}"
+    if find_gpu() is None:
+        return Skipped(name, "no GPU here; run the verify command where the plan shall run")
+
+    def load() -> Logits:
+        engine = Engine(folder)
+        least, _, most = engine.info.batch
+        return within(engine.logits, least, most)
+
+    return Stage(name, precision, load)
 
 
 def _file_logits(network: TaskNetwork, folder: Path, precision: Precision) -> Logits:
@@ -362,7 +391,7 @@ def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[P
         "merged": (CONFIG_FILE, WEIGHTS_FILE, PARITY_FILE),
         "delta": (f"{DELTA_FOLDER}/{ADAPTER}", f"{DELTA_FOLDER}/{MANIFEST}"),
         "onnx": (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE),
-        "trt": ("model.plan", "plan.json", PARITY_FILE),
+        "trt": (PLAN_FILE, SIDECAR_FILE, PARITY_FILE),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)

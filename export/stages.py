@@ -103,6 +103,20 @@ def in_batches(run: Logits) -> Logits:
     return logits
 
 
+def within(run: Logits, least: int, most: int) -> Logits:
+    """Feed a stage that takes ``least`` to ``most`` images at once: split, and pad with repeats."""
+
+    def logits(images: NDArray[Any]) -> NDArray[Any]:
+        found = []
+        for start in range(0, len(images), most):
+            part = images[start : start + most]
+            padded = np.resize(part, (max(least, len(part)), *part.shape[1:]))
+            found.append(run(padded)[: len(part)])
+        return np.concatenate(found)
+
+    return logits
+
+
 def _batches(n: int) -> Iterator[tuple[int, int]]:
     start = 0
     for size in (1, 2, 3):

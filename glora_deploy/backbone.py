@@ -38,6 +38,8 @@ class Backbone:
     classifier: tuple[str, ...]
     """Dotted names of the modules that map features to classes; trained per task."""
     preprocessing: Preprocessing
+    license: str | None
+    """Of the weights, as timm records it; None if it does not."""
     tensors: Mapping[str, Tensor]
     """State dict without the classifier, on the CPU."""
     fingerprint: str
@@ -76,6 +78,7 @@ class Backbone:
                 "std": list(p.std),
                 "classifier": self.classifier[0] if len(self.classifier) == 1 else self.classifier,
                 "custom_load": False,
+                "license": self.license,
             },
         }
 
@@ -153,6 +156,7 @@ def load_backbone(
         preprocessing=Preprocessing.from_timm(
             resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's own gap
         ),
+        license=cast(Any, model).pretrained_cfg.get("license") if checkpoint is None else None,
         tensors=tensors,
         fingerprint=fingerprint({key: tensor.numpy() for key, tensor in tensors.items()}),
     )
@@ -193,6 +197,7 @@ def stored_backbone(
         source=source,
         classifier=(heads,) if isinstance(heads, str) else tuple(heads),
         preprocessing=Preprocessing.from_timm(cfg),
+        license=cfg.get("license"),
         tensors=tensors,
         fingerprint=found,
     )
