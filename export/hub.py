@@ -1,0 +1,298 @@
+"""A proven export to the Hugging Face Hub in one commit, and a delta from there into the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.hf_api import ModelInfo
+
+from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact
+from glora_deploy.backbone import load_backbone
+from glora_deploy.errors import HubError, ParityError, StoreError
+from glora_deploy.manifest import Manifest
+from glora_deploy.parity import Report
+from glora_deploy.preprocess import Preprocessing
+from glora_deploy.store import ArtifactStore
+
+from .build import PARITY_FILE, provide_backbone
+from .hub_client import DELAYS_S, HubClient
+from .model_card import is_ours, model_card
+from .record import ExportRecord
+from .skeleton import WEIGHTS_FILE
+from .to_merged import CONFIG_FILE
+from .to_onnx import MODEL_FILE
+
+DELTA_FOLDER = "glora"
+"""Folder of the delta in a repository."""
+README = "README.md"
+
+
+def push(
+    store: ArtifactStore,
+    artifact: Artifact,
+    precision: str,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    delays_s: Sequence[float] = DELAYS_S,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Put one export, its delta and a model card into a model repository, in one commit.
+
+    The repository then loads with ``timm.create_model("hf-hub:USER/NAME", pretrained=True)``.
+    Files of the same names are replaced; of an earlier push, those that this one does not have are
+    removed; everything else stays, and so does a README.md that was not written here.
+
+    Args:
+        store: Holds the artifact and the export.
+        artifact: The task's version.
+        precision: Which of its exports.
+        repo: ``user/name``; made if it is missing.
+        private: Make it private; a repository that exists must be private already.
+        revision: Branch, made if it is missing; the default one if None.
+        license: Identifier that the Hub knows; by default the backbone's in config.json, else
+            ``unknown``.
+        token: Access token; the one that is logged in by default.
+        endpoint: Address of the Hub; ``HF_ENDPOINT`` by default.
+        delays_s: Seconds to wait before each further attempt after a lost connection.
+        on_step: Told what happens next.
+
+    Returns:
+        The address of the repository, or of its branch.
+
+    Raises:
+        StoreError: If there is no such export, or it was made from another delta.
+        ArtifactError: If a file of it or the delta is damaged.
+        ParityError: If the export was not proven.
+        HubError: If the name is malformed, the token is missing, wrong or may not write, a
+            repository of that name must not be used, or the Hub does not answer.
+    """
+    client = HubClient(repo, token=token, endpoint=endpoint, delays_s=delays_s, on_step=on_step)
+    on_step("checking the export")
+    upload = _Upload.of_export(store, artifact, precision)
+    license = license or upload.license
+    readme = model_card(
+        artifact.manifest,
+        upload.report,
+        repo=repo,
+        revision=revision,
+        license=license,
+        merged_bytes=(upload.folder / WEIGHTS_FILE).stat().st_size,
+        onnx=MODEL_FILE in upload.names,
+    )
+
+    def commit(api: HfApi) -> None:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        there = api.model_info(repo, revision=revision)
+        if private and not there.private:
+            raise HubError(f"{repo}: must be private, it exists and is public. Change it there.")
+        message = f"{artifact.task}/{artifact.version} {precision}"
+        on_step(f"uploading {message}")
+        # Operations are made anew for each attempt: they remember what the Hub lacked at the last.
+        files = upload.operations(license)
+        if not _has_own_card(api, there):
+            files.append(CommitOperationAdd(README, readme.encode()))
+        api.create_commit(
+            repo,
+            [*files, *_removals(there, upload.names)],
+            commit_message=f"Push {message}",
+            revision=revision,
+            parent_commit=there.sha,  # what is removed was decided by looking at this commit
+        )
+
+    client.call(commit)
+    return f"{client.api.endpoint}/{repo}" + (f"/tree/{revision}" if revision else "")
+
+
+def pull(
+    store: ArtifactStore,
+    repo: str,
+    *,
+    revision: str | None = None,
+    task: str | None = None,
+    checkpoint: Path | str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    delays_s: Sequence[float] = (1.0,),
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Bring a pushed delta into the store as a new version of its task, and make it current.
+
+    Only the delta is fetched; its backbone comes from the store, this package, timm, or a local
+    file. ``on_step`` is told the commit. With ``HF_HUB_OFFLINE`` the local cache has to have it.
+
+    Args:
+        store: Gets the delta and, if it lacks it, the backbone.
+        repo: ``user/name``.
+        revision: Branch, tag or commit; the default branch if None.
+        task: Name in this store; the one it was pushed under by default.
+        checkpoint: Local weights of the backbone, where neither store nor source has them.
+        token: Access token; the one that is logged in by default.
+        endpoint: Address of the Hub; ``HF_ENDPOINT`` by default.
+        delays_s: Seconds to wait before each further attempt; downloads have patience of their own.
+        on_step: Told what happens next.
+
+    Raises:
+        HubError: If the repository, the revision or the delta in it cannot be had.
+        ArtifactError: If the delta is not what its manifest says.
+        NonFiniteError: If a tensor holds NaN or infinity.
+        BackboneMismatchError: If the backbone found is not the one it was trained on.
+        StoreError: If the task is no slug, or no space is left.
+    """
+    client = HubClient(repo, token=token, endpoint=endpoint, delays_s=delays_s, on_step=on_step)
+    on_step(f"fetching the delta of {repo}")
+    fetched = read_artifact(_fetch_delta(client, revision))
+    on_step(f"{repo} is at commit {fetched.path.parent.name}")
+    tensors = fetched.tensors()
+    _require_backbone(store, fetched.manifest, checkpoint, on_step)
+    return store.put(task or fetched.task, tensors, fetched.manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """What one export gives to a repository."""
+
+    artifact: Artifact
+    folder: Path
+    report: Report
+    names: tuple[str, ...]
+    """Of the files at the root of the repository, the card excluded."""
+
+    @classmethod
+    def of_export(cls, store: ArtifactStore, artifact: Artifact, precision: str) -> _Upload:
+        """Check everything that will leave the machine: delta, files, proof."""
+        folder = store.export_dir(artifact, precision)
+        where = f"{artifact.task}/{artifact.version} {precision}"
+        record = ExportRecord.read(folder)
+        if record is None:
+            raise StoreError(f"{where}: must be exported before it is pushed, no export is here.")
+        artifact.tensors()
+        delta = artifact.manifest.adapter.sha256
+        if record.adapter_sha256 != delta:
+            raise StoreError(
+                f"{where}: was made from the delta {record.adapter_sha256[:12]}.., "
+                f"the store holds {delta[:12]}... Export it again."
+            )
+        if PARITY_FILE not in record.files:
+            raise ParityError(f"{where}: has no {PARITY_FILE}. Export it again.")
+        names = tuple(n for n in _ROOT_FILES if n in record.files)
+        for name in names:
+            record.require_intact(folder, name)
+        report = Report.from_json((folder / PARITY_FILE).read_bytes(), str(folder / PARITY_FILE))
+        report.require_passed()
+        return cls(artifact, folder, report, names)
+
+    @property
+    def license(self) -> str:
+        """The backbone's, where timm knows it."""
+        return str(self._config()["pretrained_cfg"].get("license") or "unknown")
+
+    def operations(self, license: str) -> list[CommitOperationAdd]:
+        """Every file but the card; the licence is written into timm's config."""
+        config = self._config()
+        config["pretrained_cfg"]["license"] = license
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        return [
+            CommitOperationAdd(CONFIG_FILE, text.encode()),
+            *(
+                CommitOperationAdd(name, self.folder / name)
+                for name in self.names
+                if name != CONFIG_FILE
+            ),
+            *(
+                CommitOperationAdd(f"{DELTA_FOLDER}/{name}", self.artifact.path / name)
+                for name in (MANIFEST, ADAPTER)
+            ),
+        ]
+
+    def _config(self) -> dict[str, dict[str, str]]:
+        config: dict[str, dict[str, str]] = json.loads((self.folder / CONFIG_FILE).read_bytes())
+        return config
+
+
+_ROOT_FILES = (CONFIG_FILE, WEIGHTS_FILE, MODEL_FILE, PARITY_FILE)
+"""What an export shares; an engine belongs to one kind of GPU and stays at home."""
+
+
+def _removals(there: ModelInfo, names: Sequence[str]) -> list[CommitOperationDelete]:
+    """Files of an earlier push that this one does not replace."""
+    present = {file.rfilename for file in there.siblings or ()}
+    if f"{DELTA_FOLDER}/{MANIFEST}" not in present:
+        return []  # nothing there is ours
+    return [CommitOperationDelete(name) for name in _ROOT_FILES if name in present - {*names}]
+
+
+def _has_own_card(api: HfApi, there: ModelInfo) -> bool:
+    """Whether somebody wrote a README.md of their own."""
+    if all(file.rfilename != README for file in there.siblings or ()):
+        return False
+    present = Path(api.hf_hub_download(there.id, README, revision=there.sha))
+    return not is_ours(present.read_text("utf-8", errors="replace"))
+
+
+def _fetch_delta(client: HubClient, revision: str | None) -> Path:
+    """The folder, in the local cache of the Hub, of both files at one commit."""
+    manifest, adapter = f"{DELTA_FOLDER}/{MANIFEST}", f"{DELTA_FOLDER}/{ADAPTER}"
+
+    def fetch(api: HfApi) -> Path:
+        folder = Path(api.hf_hub_download(client.repo, manifest, revision=revision)).parent
+        # The cache names a folder after the commit: a push in between cannot mix two deltas.
+        api.hf_hub_download(client.repo, adapter, revision=folder.parent.name)
+        return folder
+
+    try:
+        return client.call(fetch)
+    except HubError as error:
+        if isinstance(error.__cause__, EntryNotFoundError) and not isinstance(
+            error.__cause__, FileNotFoundError
+        ):
+            raise HubError(
+                f"{client.repo}: must hold {manifest} and {ADAPTER}, it does not. "
+                "Only what was pushed by glora-deploy can be pulled."
+            ) from error
+        raise
+
+
+def _require_backbone(
+    store: ArtifactStore,
+    manifest: Manifest,
+    checkpoint: Path | str | None,
+    on_step: Callable[[str], None],
+) -> None:
+    """Make sure the store keeps the backbone of a delta."""
+    recorded = manifest.backbone
+    if checkpoint is None:
+        try:
+            store.backbone_path(recorded.fingerprint)
+        except StoreError:
+            pass
+        else:
+            return
+    kind, _, name = recorded.source.partition(":")
+    if checkpoint is None and kind == "file":
+        raise StoreError(
+            f"{manifest.task}: its backbone is {recorded.name} with the weights of {name} "
+            f"({recorded.fingerprint[:12]}..), which {store.root} does not keep. "
+            "Give that file with --checkpoint."
+        )
+    on_step(f"fetching the backbone {recorded.source}")
+    if checkpoint is None and kind == "random":
+        checkpoint = recorded.source
+    loaded = load_backbone(
+        recorded.name if checkpoint is not None else name,
+        checkpoint=checkpoint,
+        model_args=recorded.model_args,
+    )
+    images = Preprocessing(**manifest.preprocessing.model_dump())
+    provide_backbone(store, manifest, replace(loaded, preprocessing=images))

@@ -1,0 +1,557 @@
+"""Push and pull with the real huggingface_hub client against a Hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+from hub_server import READ, WRITE, Files, HubServer
+from huggingface_hub import constants
+from safetensors.numpy import load, save
+from stored_tasks import make_backbone, make_stored_task
+
+from glora_deploy.artifact import Artifact
+from glora_deploy.backbone import load_backbone
+from glora_deploy.errors import (
+    ArtifactError,
+    BackboneMismatchError,
+    HubError,
+    ParityError,
+    StoreError,
+)
+from glora_deploy.export.build import PARITY_FILE, ExportConfig, export
+from glora_deploy.export.hub import pull, push
+from glora_deploy.export.model_card import MARK
+from glora_deploy.export.record import ExportRecord
+from glora_deploy.parity import Report
+from glora_deploy.store import ArtifactStore
+
+REPO = "ann/pets"
+DELTA = {"glora/manifest.json", "glora/adapter.safetensors"}
+MERGED = {"config.json", "model.safetensors", "parity.json", "README.md"} | DELTA
+
+
+@dataclass
+class Pushed:
+    """A store with one exported task, and what a push of it needs."""
+
+    hub: HubServer
+    store: ArtifactStore
+    artifact: Artifact
+
+    def push(self, repo: str = REPO, **changes: Any) -> str:
+        known: dict[str, Any] = {
+            "token": WRITE,
+            "endpoint": self.hub.endpoint,
+            "delays_s": (0.01, 0.01),
+        }
+        return push(self.store, self.artifact, "fp32", repo, **known | changes)
+
+    def pull(self, root: Path, **changes: Any) -> Artifact:
+        known: dict[str, Any] = {"endpoint": self.hub.endpoint, "delays_s": (0.01, 0.01)}
+        return pull(ArtifactStore.create(root), REPO, **known | changes)
+
+    @property
+    def folder(self) -> Path:
+        return self.store.export_dir(self.artifact, "fp32")
+
+    @property
+    def files(self) -> Files:
+        return self.hub.repos[REPO].files()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[ArtifactStore, Artifact]:
+    store, artifact = make_stored_task(tmp_path_factory.mktemp("exported"))
+    assert export(store, artifact, ExportConfig(n_images=2)).report.passed
+    return store, artifact
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with HubServer() as server:
+        yield server
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def task(hub: HubServer, exported: tuple[ArtifactStore, Artifact]) -> Pushed:
+    return Pushed(hub, *exported)
+
+
+@pytest.fixture
+def own_task(task: Pushed, tmp_path: Path) -> Pushed:
+    """A copy of the task that a test may damage."""
+    root = tmp_path / "own"
+    shutil.copytree(task.store.root, root)
+    store = ArtifactStore.open(root)
+    return Pushed(task.hub, store, store.get("pets"))
+
+
+def rewrite_record(task: Pushed, **changes: Any) -> None:
+    """Write export.json again, so that it states the files as they are now, with changes."""
+    record = ExportRecord.read(task.folder)
+    assert record is not None
+    again = ExportRecord.of_folder(
+        task.folder, task.artifact.manifest, "fp32", record.formats, usable=True
+    )
+    again.model_copy(update=changes).write(task.folder)
+
+
+# What a push leaves on the Hub
+
+
+def test_a_push_is_one_commit_of_the_export_the_delta_and_a_card(task: Pushed) -> None:
+    assert task.push() == f"{task.hub.endpoint}/{REPO}"
+    assert task.files.keys() == MERGED | {".gitattributes"}
+    assert len(task.hub.repos[REPO].commits) == 2  # the first is the empty repository
+    for name in ("model.safetensors", "parity.json"):
+        assert task.files[name] == (task.folder / name).read_bytes()
+    for name in DELTA:
+        assert task.files[name] == (task.artifact.path / Path(name).name).read_bytes()
+
+
+def test_the_config_is_the_exported_one_with_a_licence(task: Pushed) -> None:
+    task.push(license="mit")
+    pushed = json.loads(task.files["config.json"])
+    expected = json.loads((task.folder / "config.json").read_text("utf-8"))
+    expected["pretrained_cfg"]["license"] = "mit"
+    assert pushed == expected
+    assert "\nlicense: mit\n" in task.files["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_timm_loads_a_pushed_repository_bit_for_bit_without_this_package(
+    task: Pushed, tmp_path: Path
+) -> None:
+    task.push()
+    code = f"""if True:
+        import sys
+        sys.modules["glora_deploy"] = None
+        import timm, numpy as np
+        model = timm.create_model("hf-hub:{REPO}", pretrained=True)
+        tensors = {{name: t.numpy() for name, t in model.state_dict().items()}}
+        np.savez("loaded.npz", **tensors)
+        assert model.pretrained_cfg["label_names"] == ["ant", "bee", "cat", "dog", "elk"]
+    """
+    run_python(code, tmp_path, task.hub)
+    expected = load(task.files["model.safetensors"])
+    with np.load(tmp_path / "loaded.npz") as loaded:
+        assert {*loaded} == expected.keys()
+        for name, tensor in expected.items():
+            assert loaded[name].tobytes() == tensor.tobytes()
+
+
+def run_python(code: str, folder: Path, hub: HubServer) -> None:
+    """Run code in a new process whose Hub is this one."""
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(folder / "home"),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_every_python_block_of_the_card_runs(hub: HubServer, tmp_path: Path) -> None:
+    from PIL import Image
+
+    store, artifact = make_stored_task(tmp_path / "store")
+    config = ExportConfig(formats=("merged", "onnx"), n_images=2)
+    assert export(store, artifact, config).report.passed
+    Pushed(hub, store, artifact).push()
+    card = hub.repos[REPO].files()["README.md"].decode()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 3
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "image.jpg")
+    checks = """if True:
+        images = rest = None
+        import torch
+        plain = model.eval()(torch.zeros(1, 3, 32, 32)).detach().numpy()
+        assert logits.shape == (1, 5) and np.abs(logits - plain).max() < 1e-5, logits - plain
+    """
+    run_python("\n".join([*blocks, checks]), tmp_path, hub)
+
+
+def test_pushing_again_changes_nothing(task: Pushed) -> None:
+    task.push()
+    before = dict(task.hub.repos[REPO].commits)
+    task.push()
+    assert task.hub.repos[REPO].commits == before
+
+
+def test_files_of_an_earlier_push_go_and_those_of_others_stay(task: Pushed) -> None:
+    task.push()
+    theirs = {"notes.txt": b"mine", "onnx/model.onnx": b"mine too"}
+    task.hub.repos[REPO].commit("main", {**task.files, **theirs, "model.onnx": b"old"})
+    task.push()
+    assert task.files.keys() == MERGED | theirs.keys() | {".gitattributes"}
+    assert {name: task.files[name] for name in theirs} == theirs
+
+
+def test_a_repository_of_somebody_elses_making_loses_nothing(task: Pushed) -> None:
+    task.hub.add(REPO, {"model.onnx": b"theirs", "config.json": b"{}"})
+    task.push()
+    assert task.files["model.onnx"] == b"theirs"
+    assert task.files.keys() == MERGED | {"model.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("readme", "kept"),
+    [(b"# Mine \xff", True), (f"---\n---\n{MARK}\nold".encode(), False)],
+    ids=["written by hand", "written by a push"],
+)
+def test_only_a_card_of_ours_is_replaced(task: Pushed, readme: bytes, kept: bool) -> None:
+    task.hub.add(REPO, {"README.md": readme})
+    task.push()
+    assert (task.files["README.md"] == readme) is kept
+
+
+def test_a_branch_is_made_and_the_default_one_left_alone(task: Pushed) -> None:
+    task.hub.add(REPO, {"notes.txt": b""})
+    for _ in range(2):
+        address = task.push(revision="v1/fp32")
+    assert address == f"{task.hub.endpoint}/{REPO}/tree/v1/fp32"
+    assert task.hub.repos[REPO].files("main") == {"notes.txt": b""}
+    pushed = task.hub.repos[REPO].files("v1/fp32")
+    assert pushed.keys() == MERGED | {"notes.txt"}
+    assert f"hf-hub:{REPO}@v1/fp32" in pushed["README.md"].decode()
+
+
+def test_a_private_push_makes_a_private_repository(task: Pushed) -> None:
+    task.push(private=True)
+    assert task.hub.repos[REPO].private
+    task.push(private=True)
+
+
+def test_a_private_push_into_a_public_repository_is_refused(task: Pushed) -> None:
+    task.hub.add(REPO, {"notes.txt": b""})
+    with pytest.raises(HubError, match=f"^{REPO}: must be private, it exists and is public"):
+        task.push(private=True)
+    assert task.files == {"notes.txt": b""}
+
+
+# Lost connections
+
+
+@pytest.mark.parametrize("fault", ["drop", "drop the answer", 503])
+@pytest.mark.parametrize("request_", ["/repos/create", "/commit/"])
+def test_a_connection_lost_half_way_is_taken_up_again(
+    task: Pushed, fault: Any, request_: str
+) -> None:
+    task.hub.faults = [(request_, fault)]
+    said: list[str] = []
+    task.push(on_step=said.append)
+    assert task.hub.faults == []
+    assert any("trying again in 0.01 s" in text for text in said)
+    assert task.files.keys() == MERGED | {".gitattributes"}
+    assert len(task.hub.repos[REPO].commits) == 2
+
+
+def test_after_the_last_attempt_nothing_is_visible(task: Pushed) -> None:
+    task.hub.add(REPO, {"notes.txt": b""})
+    task.hub.faults = [("/commit/", "drop")] * 3
+    with pytest.raises(HubError, match=rf"^{REPO}: the Hub did not answer \(") as caught:
+        task.push()
+    assert "\n" not in str(caught.value)
+    assert task.files == {"notes.txt": b""}
+    assert task.hub.faults == []
+
+
+def test_a_commit_in_between_is_kept(task: Pushed) -> None:
+    task.hub.add(REPO, {"notes.txt": b""})
+    original = task.hub.fault_for
+
+    def commit_first(request: str) -> Any:
+        if "/commit/" in request and len(task.hub.repos[REPO].commits) == 1:
+            task.hub.repos[REPO].commit("main", {"notes.txt": b"", "new.txt": b"theirs"})
+        return original(request)
+
+    task.hub.fault_for = commit_first  # type: ignore[method-assign]
+    task.push()
+    assert task.files.keys() == MERGED | {"notes.txt", "new.txt"}
+    assert sum("/commit/" in request for request in task.hub.requests) == 2
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (None, "needs a valid token, got none. Log in with 'hf auth login', or set HF_TOKEN"),
+        ("hf_wrong", "needs a valid token, got one that the Hub refuses. Log in"),
+        (READ, "the token must be allowed to do this, it is not"),
+    ],
+)
+def test_a_token_that_will_not_do_is_explained_at_once(
+    task: Pushed, token: str | None, message: str
+) -> None:
+    with pytest.raises(HubError, match=f"^{REPO}: {re.escape(message)}"):
+        task.push(token=token)
+    assert task.hub.requests.count("POST /api/repos/create") == 1
+    assert task.hub.repos == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pets", "'pets': must be USER/NAME, got no user"),
+        ("", "'': must be USER/NAME, got"),
+        ("ann/pets/more", "'ann/pets/more': must be USER/NAME, got"),
+        ("ann/..", "'ann/..': must be USER/NAME, got"),
+        ("https://huggingface.co/ann/pets", "must be USER/NAME, got"),
+        ("datasets/ann/pets", "datasets/ann/pets: must be a model repository, got one of datasets"),
+        ("spaces/ann/pets", "must be a model repository, got one of spaces"),
+    ],
+)
+def test_a_name_that_is_no_model_repository_is_refused(
+    task: Pushed, name: str, message: str
+) -> None:
+    with pytest.raises(HubError, match=re.escape(message)):
+        task.push(name)
+    assert task.hub.requests == []
+
+
+def test_a_licence_unknown_to_the_hub_is_refused_before_anything_is_sent(task: Pushed) -> None:
+    with pytest.raises(
+        HubError, match=r"the Hub refused: Invalid metadata in README\.md"
+    ) as caught:
+        task.push(license="nonsense")
+    assert "license unknown" in str(caught.value)
+    assert task.files.keys() == {".gitattributes"}
+
+
+def test_offline_a_push_says_what_to_do(task: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set\. Unset it"):
+        task.push()
+
+
+def test_what_was_not_exported_is_not_pushed(task: Pushed) -> None:
+    with pytest.raises(StoreError, match=r"^pets/v1 fp16: must be exported before it is pushed"):
+        push(task.store, task.artifact, "fp16", REPO, token=WRITE, endpoint=task.hub.endpoint)
+    assert task.hub.requests == []
+
+
+def test_a_failed_parity_is_not_pushed(own_task: Pushed) -> None:
+    path = own_task.folder / PARITY_FILE
+    report = Report.from_json(path.read_bytes(), "parity.json")
+    bad = report.steps[0].model_copy(update={"outcome": "fail", "reason": "differs"})
+    path.write_bytes(report.model_copy(update={"steps": (bad,)}).to_json())
+    rewrite_record(own_task)
+    with pytest.raises(ParityError, match=r"differs\. The export is marked unusable"):
+        own_task.push()
+    assert own_task.hub.requests == []
+
+
+def test_an_export_without_a_parity_report_is_not_pushed(own_task: Pushed) -> None:
+    (own_task.folder / PARITY_FILE).unlink()
+    rewrite_record(own_task)
+    with pytest.raises(ParityError, match=r"^pets/v1 fp32: has no parity.json. Export it again"):
+        own_task.push()
+
+
+def test_an_export_of_another_delta_is_not_pushed(own_task: Pushed) -> None:
+    rewrite_record(own_task, adapter_sha256="0" * 64)
+    with pytest.raises(StoreError, match=r"was made from the delta 000000000000\.\., the store"):
+        own_task.push()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "parity.json"])
+def test_an_altered_file_is_not_pushed(own_task: Pushed, name: str) -> None:
+    data = bytearray((own_task.folder / name).read_bytes())
+    data[-3] ^= 1
+    (own_task.folder / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match=rf"{re.escape(name)}: sha256 is"):
+        own_task.push()
+    assert own_task.hub.requests == []
+
+
+# Pull
+
+
+def test_a_pulled_delta_is_the_pushed_one(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    said: list[str] = []
+    pulled = task.pull(tmp_path / "other", on_step=said.append)
+    assert (pulled.task, pulled.version) == ("pets", "v1")
+    expected = task.artifact.tensors()
+    found = pulled.tensors()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].tobytes() == tensor.tobytes()
+    assert pulled.manifest.training == task.artifact.manifest.training
+    assert any(task.hub.repos[REPO].branches["main"] in text for text in said)
+    assert not [request for request in task.hub.requests if "model.safetensors" in request]
+
+
+def test_a_pulled_task_exports_to_the_pushed_weights(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    pulled = task.pull(tmp_path / "other")
+    again = export(ArtifactStore(tmp_path / "other"), pulled, ExportConfig(n_images=2))
+    found = load((again.folder / "model.safetensors").read_bytes())
+    for name, tensor in load(task.files["model.safetensors"]).items():
+        assert found[name].tobytes() == tensor.tobytes()
+
+
+def test_a_task_that_is_there_already_gets_the_next_version(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    versions = [task.pull(tmp_path / "other").version for _ in range(2)]
+    named = task.pull(tmp_path / "other", task="cats")
+    assert versions == ["v1", "v2"]
+    assert (named.task, named.version) == ("cats", "v1")
+    assert ArtifactStore(tmp_path / "other").current("pets") == "v2"
+
+
+def test_both_files_of_a_delta_come_from_one_commit(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    sha = task.hub.repos[REPO].branches["main"]
+    task.pull(tmp_path / "other")
+    fetched = [r for r in task.hub.requests if r.startswith("GET") and "adapter" in r]
+    assert fetched == [f"GET /{REPO}/resolve/{sha}/glora/adapter.safetensors"]
+
+
+def test_a_revision_can_be_a_branch_or_a_commit(task: Pushed, tmp_path: Path) -> None:
+    task.push(revision="next")
+    task.pull(tmp_path / "a", revision="next")
+    task.pull(tmp_path / "b", revision=task.hub.repos[REPO].branches["next"])
+    with pytest.raises(HubError, match=r"must hold glora/manifest\.json and adapter\.safetensors"):
+        task.pull(tmp_path / "c")
+    with pytest.raises(HubError, match="the revision must be a branch, tag or commit"):
+        task.pull(tmp_path / "d", revision="gone")
+
+
+@pytest.mark.parametrize("name", sorted(DELTA))
+def test_a_damaged_delta_leaves_the_store_as_it_was(
+    task: Pushed, tmp_path: Path, name: str
+) -> None:
+    task.push()
+    data = bytearray(task.files[name])
+    data[-2] ^= 1
+    task.hub.repos[REPO].commit("main", {**task.files, name: bytes(data)})
+    with pytest.raises(ArtifactError, match=Path(name).name):
+        task.pull(tmp_path / "other")
+    assert ArtifactStore(tmp_path / "other").tasks() == []
+
+
+def test_a_delta_lacking_its_tensors_is_refused(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    files = {name: data for name, data in task.files.items() if "adapter" not in name}
+    task.hub.repos[REPO].commit("main", files)
+    with pytest.raises(HubError, match="Only what was pushed by glora-deploy can be pulled"):
+        task.pull(tmp_path / "other")
+
+
+def test_a_private_delta_needs_a_token(task: Pushed, tmp_path: Path) -> None:
+    task.push(private=True)
+    with pytest.raises(HubError, match=r"anyone without a token can see, none is\. Log in"):
+        task.pull(tmp_path / "other")
+    assert task.pull(tmp_path / "other", token=READ).task == "pets"
+
+
+def test_a_repository_that_is_not_there_is_named(task: Pushed, tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=f"^{REPO}: must be a model repository that your token"):
+        task.pull(tmp_path / "other", token=READ)
+
+
+def test_a_lost_download_is_taken_up_again(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    task.hub.faults = [("^HEAD .*manifest", "drop"), ("^HEAD .*adapter", 503)]
+    assert task.pull(tmp_path / "other").task == "pets"
+    assert task.hub.faults == []
+
+
+def test_offline_only_the_cache_is_used(
+    task: Pushed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task.push()
+    task.pull(tmp_path / "a")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    before = list(task.hub.requests)
+    assert task.pull(tmp_path / "b").version == "v1"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    said: list[str] = []
+    with pytest.raises(HubError, match="must be in the local cache while HF_HUB_OFFLINE is set"):
+        task.pull(tmp_path / "c", on_step=said.append)
+    assert task.hub.requests == before
+    assert not any("trying again" in text for text in said)
+
+
+# The backbone of a pulled delta
+
+
+def push_from(task: Pushed, root: Path, source: str, name: str = "test_vit") -> Pushed:
+    """Push a task of a backbone that claims to come from ``source``."""
+    backbone = replace(load_backbone(name, checkpoint="random:1"), source=source)
+    store, artifact = make_stored_task(root, backbone=backbone, kinds=("linear",))
+    assert export(store, artifact, ExportConfig(n_images=1)).report.passed
+    pushed = Pushed(task.hub, store, artifact)
+    pushed.push()
+    return pushed
+
+
+def test_a_timm_backbone_is_fetched_where_the_store_lacks_it(
+    task: Pushed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", task.hub.endpoint)
+    template = task.hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    pushed = push_from(task, tmp_path / "a", "timm:test_vit.r160_in1k")
+    model = load_backbone("test_vit", checkpoint="random:1").build(1000)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    task.hub.add("timm/test_vit.r160_in1k", {"model.safetensors": save(weights)})
+    pulled = pushed.pull(tmp_path / "b")
+    kept = ArtifactStore(tmp_path / "b").backbone_path(pulled.manifest.backbone.fingerprint)
+    assert {entry.name for entry in kept.iterdir()} == {"config.json", "model.safetensors"}
+    card = task.files["README.md"].decode()
+    assert "base_model: timm/test_vit.r160_in1k\n" in card
+
+
+def test_a_backbone_from_a_file_has_to_be_given(task: Pushed, tmp_path: Path) -> None:
+    pushed = push_from(task, tmp_path / "a", "file:mine.safetensors")
+    with pytest.raises(StoreError, match=r"the weights of mine.safetensors .* with --checkpoint"):
+        pushed.pull(tmp_path / "b")
+    assert ArtifactStore(tmp_path / "b").tasks() == []
+    with pytest.raises(BackboneMismatchError, match="this is random:2"):
+        pushed.pull(tmp_path / "b", checkpoint="random:2")
+    assert pushed.pull(tmp_path / "b", checkpoint="random:1").version == "v1"
+
+
+def test_a_backbone_the_store_keeps_is_not_fetched(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    backbone = make_backbone()
+    store = ArtifactStore.create(tmp_path / "other")
+    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
+    store.put_backbone(backbone.fingerprint, tensors, backbone.config())
+    said: list[str] = []
+    task.pull(tmp_path / "other", on_step=said.append)
+    assert not any("backbone" in text for text in said)
