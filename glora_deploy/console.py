@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Self
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -67,12 +69,29 @@ def one_line(error: BaseException) -> str:
     return " ".join(filter(None, lines)) or type(error).__name__
 
 
+class _LazyProgress(Progress):
+    """Prints nothing, not even an empty line, before there is a first bar."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
+        """Add a bar, and show the display if this is the first."""
+        self.start()
+        return super().add_task(*args, **kwargs)
+
+    def stop(self) -> None:
+        """Leave the bars as they are."""
+        if self.live.is_started:
+            super().stop()
+
+
 def progress_bars(*, quiet: bool = False) -> Progress:
     """Bars on stderr: description, bar, count, time gone, time left, and the task's ``note``.
 
     Every task is added with a ``note``: ``bars.add_task("training", total=9, note="")``.
     """
-    return Progress(
+    return _LazyProgress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),

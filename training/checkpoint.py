@@ -41,7 +41,7 @@ class Checkpoint:
             Epochs done and seconds spent; zeros without a file.
 
         Raises:
-            ArtifactError: If the file is damaged, or of another network.
+            ArtifactError: If the file is damaged.
         """
         if not self.path.exists():
             return 0, 0.0

@@ -199,13 +199,12 @@ def _print(outcomes: list[Outcome], store: Path) -> None:
             f"{o.val_accuracy:.1%}",
             f"{o.test_accuracy:.1%}",
             f"{o.n_parameters:,}",
-            f"{o.artifact.manifest.adapter.size_bytes:,}",
             f"{o.train_s:.1f}",
             f"{o.search_s:.1f}",
         )
         for o in outcomes
     ]
-    numbers = ("val", "test", "parameters", "delta bytes", "train s", "search s")
+    numbers = ("val", "test", "parameters", "train s", "search s")
     columns = ("artifact", "method", *numbers)
     stdout.print(make_table(f"stored in {store}", columns, rows, right=numbers))
 

@@ -61,6 +61,20 @@ class Trained:
     """Subnets that the search scored."""
 
 
+def require_trainable(config: RunConfig, backbone: Backbone, n_classes: int) -> None:
+    """Check that the backbone has layers to adapt and takes the settings, by building it once.
+
+    Raises:
+        ValueError: If it has not, or does not.
+    """
+    if config.method == "lora" or config.compare_lora:
+        _build_lora(config, config.train, backbone, n_classes, torch.device("cpu"))
+    if config.method == "glora":
+        build_supernet(
+            backbone, n_classes, config.train, seed=config.seed, device=torch.device("cpu")
+        )
+
+
 def train_glora(job: Job) -> Trained:
     """Train a supernet on the training split, search it on the validation split.
 
@@ -146,7 +160,7 @@ def train_lora(job: Job, seconds: float | None = None) -> Trained:
         limit = seconds
         epochs = job.folder.remember("lora-epochs", lambda: _epochs_within(limit, job))
         train = replace(train, epochs=epochs)
-    supernet, subnet = _build_lora(job, train)
+    supernet, subnet = _build_lora(job.config, train, job.backbone, job.data.n_classes, job.device)
     train_s = train_supernet(
         supernet,
         job.train,
@@ -163,28 +177,31 @@ def train_lora(job: Job, seconds: float | None = None) -> Trained:
     )
 
 
-def _build_lora(job: Job, train: TrainConfig) -> tuple[Supernet, Subnet]:
+def _build_lora(
+    config: RunConfig,
+    train: TrainConfig,
+    backbone: Backbone,
+    n_classes: int,
+    device: torch.device,
+) -> tuple[Supernet, Subnet]:
     """A supernet of the layers that LoRA adapts, and LoRA as its one subnet."""
-    vanilla = job.backbone.build(job.data.n_classes)
     found = find_layers(
-        vanilla,
-        kinds=("linear",),
+        backbone.build(n_classes),
         include=train.include,
-        exclude=(*train.exclude, *job.backbone.classifier),
+        exclude=(*train.exclude, *backbone.classifier),
     )
     chosen = [name for name in found if name.endswith("qkv")] or list(found)
-    config = replace(train, kinds=("linear",), include=tuple(chosen), ranks=(max(train.ranks),))
-    supernet = build_supernet(
-        job.backbone, job.data.n_classes, config, seed=job.config.seed, device=job.device
-    )
-    path = Path("lora", max(train.ranks))
+    rank = max(train.ranks)
+    narrowed = replace(train, kinds=("linear",), include=tuple(chosen), ranks=(rank,))
+    supernet = build_supernet(backbone, n_classes, narrowed, seed=config.seed, device=device)
+    path = Path("lora", rank)
     return supernet, Subnet({layer: LayerPaths(B=path) for layer in supernet.space.shapes})
 
 
 def _epochs_within(seconds: float, job: Job) -> int:
     """How many epochs of LoRA fit a time, judged by the second epoch of a throwaway training."""
     train = replace(job.config.train, epochs=2, warmup_epochs=0)
-    supernet, subnet = _build_lora(job, train)
+    supernet, subnet = _build_lora(job.config, train, job.backbone, job.data.n_classes, job.device)
     ends: list[float] = []
     train_supernet(
         supernet,

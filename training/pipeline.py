@@ -28,7 +28,7 @@ from glora_deploy.store_read import require_slug
 from .config import RunConfig
 from .device import choose_device
 from .evaluate import accuracies
-from .methods import Job, Report, Trained, train_glora, train_lora
+from .methods import Job, Report, Trained, require_trainable, train_glora, train_lora
 from .pixels import Pixels
 from .run_folder import RunFolder
 
@@ -76,6 +76,7 @@ def run(config: RunConfig, root: Path, report: Report) -> list[Outcome]:
         config.backbone, checkpoint=config.weights, input_size=config.input_size
     )
     data = load_task(config.data, seed=config.seed)
+    require_trainable(config, backbone, data.n_classes)
     store = ArtifactStore.create(root)
     identity = _identity(config, backbone, data.splits_sha256, device)
     folder = RunFolder(store.root, config.task, identity, resume=config.resume)

@@ -1,0 +1,32 @@
+"""A task of plainly coloured images: small, and learned in a few steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from glora_deploy.data import ImageSet, TaskData
+from glora_deploy.image_set import ArrayImages
+
+COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)], np.float64)
+
+
+def make_images(n: int, *, seed: int, name: str = "image", size: int = 12) -> ImageSet:
+    """Noisy images of three colours, in turn."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % len(COLOURS)
+    noise = rng.normal(0, 30, (n, size, size, 3))
+    pixels = np.clip(COLOURS[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
+    return ImageSet(labels, tuple(f"{name}/{i}" for i in range(n)), ArrayImages(pixels))
+
+
+def make_task(n_train: int = 36, n_val: int = 18, n_test: int = 21) -> TaskData:
+    """Three splits of coloured images; the numbers of images are all different."""
+    return TaskData(
+        name="colours",
+        spec="colours",
+        seed=0,
+        classes=("red", "green", "blue"),
+        train=make_images(n_train, seed=0, name="train"),
+        val=make_images(n_val, seed=1, name="val"),
+        test=make_images(n_test, seed=2, name="test"),
+    )

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stored_tasks import make_backbone
+from tasks import make_task
+from torch import from_numpy
+
+from glora_deploy.artifact import Artifact
+from glora_deploy.backbone import Backbone, stored_backbone
+from glora_deploy.data import ImageSet, TaskData
+from glora_deploy.errors import GloraDeployError, StoreError
+from glora_deploy.merge import merge_model
+from glora_deploy.preprocess import preprocess_batch
+from glora_deploy.store import ArtifactStore
+from glora_deploy.training import methods, pipeline
+from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
+from glora_deploy.training.pipeline import Outcome, run
+
+
+@pytest.fixture(autouse=True)
+def small_task(monkeypatch: pytest.MonkeyPatch) -> TaskData:
+    """A tiny backbone and a task of colours in place of what the names stand for."""
+    task = make_task()
+    monkeypatch.setattr(pipeline, "load_task", lambda spec, seed: task)
+    monkeypatch.setattr(pipeline, "load_backbone", lambda *args, **kwargs: make_backbone())
+    return task
+
+
+def make_config(**changes: Any) -> RunConfig:
+    train = TrainConfig.preset(
+        "short", epochs=6, batch_size=12, lr=1e-2, ranks=(3, 2), warmup_epochs=0, checkpoint_every=2
+    )
+    search = SearchConfig(population=6, generations=2, top_k=2, mutations=3, crossovers=3)
+    values = {"task": "colours", "data": "colours", "train": train, "search": search}
+    return RunConfig(**{**values, **changes})
+
+
+def train(root: Path, **changes: Any) -> list[Outcome]:
+    return run(make_config(**changes), root, lambda *progress: None)
+
+
+def answers(artifact: Artifact, store: ArtifactStore, images: ImageSet) -> np.ndarray:
+    """What the stored backbone answers with the stored delta merged into it."""
+    manifest = artifact.manifest
+    folder = store.backbone_path(manifest.backbone.fingerprint)
+    backbone: Backbone = stored_backbone(
+        json.loads((folder / "config.json").read_text()),
+        folder / "model.safetensors",
+        manifest.backbone.fingerprint,
+        manifest.backbone.source,
+    )
+    tensors = {name: from_numpy(t.copy()) for name, t in artifact.tensors().items()}
+    head = {name: t for name, t in tensors.items() if manifest.is_head(name)}
+    supports = {name: t for name, t in tensors.items() if name not in head}
+    network = merge_model(backbone.build(len(manifest.labels)), supports)
+    network.load_state_dict(head, strict=False)
+    x = preprocess_batch((images.image(i) for i in range(len(images))), backbone.preprocessing)
+    with torch.no_grad():
+        return network.eval()(from_numpy(x)).argmax(1).numpy()
+
+
+def test_a_run_stores_a_delta_that_answers_as_measured(
+    tmp_path: Path, small_task: TaskData
+) -> None:
+    (outcome,) = train(tmp_path / "store")
+    store = ArtifactStore.open(tmp_path / "store")
+    artifact = store.get("colours")
+    assert outcome.artifact.version == artifact.version == "v1"
+    assert outcome.test_accuracy > 0.9
+    found = answers(artifact, store, small_task.test)
+    assert float((found == small_task.test.labels).mean()) == outcome.test_accuracy
+    found = answers(artifact, store, small_task.val)
+    assert float((found == small_task.val.labels).mean()) == outcome.val_accuracy
+    assert artifact.manifest.n_parameters == outcome.n_parameters
+    assert store.verify() == []
+
+
+def test_the_manifest_tells_how_the_delta_came_to_be(tmp_path: Path, small_task: TaskData) -> None:
+    (outcome,) = train(tmp_path, seed=3)
+    manifest = outcome.artifact.manifest
+    training = manifest.training
+    assert (training.method, training.schedule, training.seed) == ("glora", "short", 3)
+    assert (training.data, training.splits_sha256) == ("colours", small_task.splits_sha256)
+    assert (training.epochs, training.device) == (6, "cpu")
+    assert training.seconds == pytest.approx(outcome.train_s)
+    assert training.versions["torch"] == version("torch")
+    assert training.val_accuracy == outcome.val_accuracy
+    assert training.test_accuracy == outcome.test_accuracy
+    assert training.settings["ranks"] == [3, 2]
+    assert training.settings["n_evaluated"] == 18
+    assert manifest.labels == ("red", "green", "blue")
+    assert manifest.backbone.fingerprint == make_backbone().fingerprint
+    assert list(manifest.layers) == [
+        f"blocks.{i}.{name}"
+        for i in (0, 1)
+        for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"compare_lora": True}, {"retrain": True}])
+def test_every_test_image_is_read_once_and_after_all_else(
+    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, small_task: TaskData
+) -> None:
+    read: list[str] = []
+
+    def watched(images: ImageSet) -> ImageSet:
+        def spy(index: int) -> Any:
+            read.append(images.ids[index])
+            return images.image(index)
+
+        return ImageSet(images.labels, images.ids, spy)
+
+    splits = {name: watched(getattr(small_task, name)) for name in ("train", "val", "test")}
+    monkeypatch.setattr(pipeline, "load_task", lambda spec, seed: replace(small_task, **splits))
+    train(tmp_path, **changes)
+    n_test = len(small_task.test)
+    assert sorted(read[-n_test:]) == sorted(small_task.test.ids)
+    assert not set(read[:-n_test]) & set(small_task.test.ids)
+
+
+def test_the_same_seed_stores_the_same_bits(tmp_path: Path) -> None:
+    def tensors(name: str, seed: int) -> dict[str, np.ndarray]:
+        (outcome,) = train(tmp_path / name, seed=seed)
+        return outcome.artifact.tensors()
+
+    first, second, other = tensors("a", 1), tensors("b", 1), tensors("c", 2)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(first["head.weight"], other["head.weight"])
+
+
+@pytest.mark.parametrize("stage", ["supernet", "search", "retraining", "lora"])
+def test_a_run_interrupted_at_any_stage_resumes_to_the_same_delta(
+    tmp_path: Path, stage: str
+) -> None:
+    options: dict[str, Any] = (
+        {"compare_lora": True} if stage == "lora" else {"retrain": stage == "retraining"}
+    )
+    whole = train(tmp_path / "whole", **options)
+
+    def interrupt(name: str, done: int, total: int, note: str) -> None:
+        if name == stage and done == min(4, total):
+            raise KeyboardInterrupt
+
+    root = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(**options), root, interrupt)
+    assert ArtifactStore.open(root).tasks() == []
+    assert (root / ".runs" / "colours").is_dir()
+    resumed = train(root, resume=True, **options)
+    assert not (root / ".runs" / "colours").exists()
+    expected, found = whole[0].artifact.tensors(), resumed[0].artifact.tensors()
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    assert resumed[0].val_accuracy == whole[0].val_accuracy
+
+
+def test_the_parameter_limit_is_kept_and_the_count_exact(tmp_path: Path) -> None:
+    search = replace(make_config().search, max_parameters=500)
+    (outcome,) = train(tmp_path, search=search)
+    tensors = outcome.artifact.tensors()
+    assert outcome.n_parameters <= 500
+    stored = sum(t.size for name, t in tensors.items() if not name.startswith("head."))
+    assert stored == outcome.n_parameters
+
+
+def test_lora_adapts_the_query_key_value_layers_and_nothing_else(tmp_path: Path) -> None:
+    (outcome,) = train(tmp_path, method="lora")
+    assert outcome.test_accuracy > 0.9
+    manifest = outcome.artifact.manifest
+    assert manifest.training.method == "lora"
+    assert {layer: str(r.layer_paths()) for layer, r in manifest.layers.items()} == dict.fromkeys(
+        ("blocks.0.attn.qkv", "blocks.1.attn.qkv"), "A=none B=lora:3 C=none D=none E=none"
+    )
+    assert outcome.n_parameters == 2 * 3 * (144 + 48)
+
+
+def test_compared_lora_is_another_version_that_does_not_answer(tmp_path: Path) -> None:
+    glora, lora = train(tmp_path, compare_lora=True)
+    store = ArtifactStore.open(tmp_path)
+    assert (glora.method, lora.method) == ("glora", "lora")
+    assert store.versions("colours") == ["v1", "v2"]
+    assert store.get("colours").manifest.training.method == "glora"
+    assert store.get("colours", "v2").manifest.training.test_accuracy == lora.test_accuracy
+
+
+def test_retraining_keeps_the_subnet_and_trains_it_on_both_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    train_supernet = methods.train_supernet
+
+    def spy(supernet: Any, images: Any, *args: Any, **kwargs: Any) -> float:
+        sizes.append(len(images))
+        return train_supernet(supernet, images, *args, **kwargs)
+
+    monkeypatch.setattr(methods, "train_supernet", spy)
+    (plain,) = train(tmp_path / "plain")
+    (again,) = train(tmp_path / "again", retrain=True)
+    assert sizes == [36, 36, 36 + 18]
+    assert again.artifact.manifest.subnet() == plain.artifact.manifest.subnet()
+    assert again.val_accuracy == plain.val_accuracy
+    heads = (each.artifact.tensors()["head.weight"] for each in (plain, again))
+    assert not np.array_equal(*heads)
+    assert again.artifact.manifest.training.settings["retrain"] is True
+
+
+def test_versions_are_counted_or_named(tmp_path: Path) -> None:
+    assert train(tmp_path)[0].artifact.version == "v1"
+    assert train(tmp_path, version="second")[0].artifact.version == "second"
+    with pytest.raises(StoreError, match=r"colours/second: the version must be new, it exists"):
+        train(tmp_path, version="second")
+    assert ArtifactStore.open(tmp_path).current("colours") == "second"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"task": "../evil"}, {"version": "a b"}, {"device": "tpu"}, {"task": ""}]
+)
+def test_a_bad_name_is_refused_before_the_store_is_made(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises((GloraDeployError, ValueError)):
+        train(tmp_path / "store", **changes)
+    assert not (tmp_path / "store").exists()
+
+
+def test_progress_is_told_stage_by_stage(tmp_path: Path) -> None:
+    stages: dict[str, tuple[int, int]] = {}
+
+    def tell(stage: str, done: int, total: int, note: str) -> None:
+        stages[stage] = (done, total)
+
+    run(make_config(compare_lora=True), tmp_path, tell)
+    assert list(stages) == ["read train", "read val", "supernet", "search", "lora", "test"]
+    assert stages["read train"] == (36, 36)
+    assert stages["supernet"] == (6, 6)
+    assert stages["search"] == (18, 18)
+    assert all(done == total for done, total in stages.values())
