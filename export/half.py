@@ -50,10 +50,10 @@ def to_precision(
 ) -> onnx.ModelProto:
     """The same graph with half-precision weights and arithmetic, float32 input and output.
 
-    Normalisations, softmax and the rest of ``FULL_PRECISION_OPS`` compute in float32, and so does
-    arithmetic that only they read, a node that reads a constant which half precision cannot hold,
-    and an operator that ONNX does not define for the type. Every value is cast from the type it was
-    computed in, at most once to each type, so no digits are lost twice.
+    Normalisations, softmax and the rest of ``FULL_PRECISION_OPS`` compute in float32, and so do
+    arithmetic that only they or the output read, a node that reads a constant which half precision
+    cannot hold, and an operator that ONNX does not define for the type. Every value is cast from
+    the type it was computed in, at most once to each type, so no digits are lost twice.
 
     Args:
         skeleton: As from :func:`.skeleton.build_skeleton`. Not modified.
@@ -89,12 +89,10 @@ def _full_precision_nodes(
     full: set[ir.Node] = set()
     for node in reversed(graph):
         readers = [use.node for output in node.outputs for use in output.uses()]
-        is_output = any(output.is_graph_output() for output in node.outputs)
-        feeds_full = bool(readers) and not is_output and full.issuperset(readers)
         if (
             node.op_type in listed
             or node.name in listed
-            or (node.op_type in _ARITHMETIC and feeds_full)
+            or (node.op_type in _ARITHMETIC and full.issuperset(readers))
             or any(_loses_constant(value, half) for value in node.inputs)
         ):
             full.add(node)

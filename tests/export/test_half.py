@@ -68,6 +68,17 @@ def make_graph(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def make_scale(factor: float) -> onnx.ModelProto:
+    """Images times a constant, then an operator that is none of arithmetic."""
+    return make_graph(
+        [
+            helper.make_node("Mul", ["image", "scale"], ["scaled"]),
+            helper.make_node("Relu", ["scaled"], ["logits"]),
+        ],
+        constants={"scale": np.float32([factor])},
+    )
+
+
 def steps_of(model: onnx.ModelProto) -> list[str]:
     """Each node as ``op:type``, the type being that of its first output."""
     types = types_of(model)
@@ -212,34 +223,40 @@ def test_arithmetic_that_only_float32_nodes_read_is_float32() -> None:
             helper.make_node("Mul", ["image", "image"], ["square"]),
             helper.make_node("Add", ["square", "eps"], ["shifted"]),
             helper.make_node("Sqrt", ["shifted"], ["root"]),
-            helper.make_node("Mul", ["image", "root"], ["logits"]),
+            helper.make_node("Mul", ["image", "root"], ["normed"]),
+            helper.make_node("Relu", ["normed"], ["logits"]),
         ],
-        constants={"eps": np.float32(1e-3).reshape(1)},
+        constants={"eps": np.float32([1e-3])},
     )
     steps = steps_of(to_precision(graph, "fp16"))
     assert steps[:3] == ["Mul:fp32", "Add:fp32", "Sqrt:fp32"]
-    assert sorted(steps[3:]) == ["Cast:fp16", "Cast:fp16", "Cast:fp32", "Mul:fp16"]
+    assert steps[-3:] == ["Mul:fp16", "Relu:fp16", "Cast:fp32"]
+
+
+def test_arithmetic_that_only_the_output_reads_is_float32() -> None:
+    graph = make_graph(
+        [
+            helper.make_node("MatMul", ["image", "w"], ["product"]),
+            helper.make_node("Add", ["product", "b"], ["logits"]),
+        ],
+        weights={"w": [4, 4], "b": [4]},
+    )
+    steps = steps_of(to_precision(graph, "fp16"))
+    assert steps == ["Cast:fp16", "MatMul:fp16", "Cast:fp32", "Cast:fp32", "Add:fp32"]
 
 
 def test_a_constant_is_converted_and_not_cast() -> None:
-    graph = make_graph(
-        [helper.make_node("Mul", ["image", "scale"], ["logits"])],
-        constants={"scale": np.float32([0.1])},
-    )
+    graph = make_scale(0.1)
     model = to_precision(graph, "fp16")
     (scale,) = model.graph.initializer
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(scale), np.float16([0.1]))
-    assert steps_of(model) == ["Cast:fp16", "Mul:fp16", "Cast:fp32"]
+    assert steps_of(model) == ["Cast:fp16", "Mul:fp16", "Relu:fp16", "Cast:fp32"]
 
 
 @pytest.mark.parametrize("value", [1e5, -3e38, 1e-9])
 def test_a_node_reads_in_float32_a_constant_that_half_cannot_hold(value: float) -> None:
-    graph = make_graph(
-        [helper.make_node("Mul", ["image", "scale"], ["logits"])],
-        constants={"scale": np.float32([value])},
-    )
-    model = to_precision(graph, "fp16")
-    assert steps_of(model) == ["Mul:fp32"]
+    model = to_precision(make_scale(value), "fp16")
+    assert steps_of(model) == ["Mul:fp32", "Cast:fp16", "Relu:fp16", "Cast:fp32"]
     np.testing.assert_array_equal(
         onnx.numpy_helper.to_array(model.graph.initializer[0]), np.float32([value])
     )
@@ -247,11 +264,7 @@ def test_a_node_reads_in_float32_a_constant_that_half_cannot_hold(value: float) 
 
 @pytest.mark.parametrize("value", [-np.inf, 0.0])
 def test_infinity_and_zero_are_held_exactly(value: float) -> None:
-    graph = make_graph(
-        [helper.make_node("Add", ["image", "mask"], ["logits"])],
-        constants={"mask": np.float32([value])},
-    )
-    assert "Add:fp16" in steps_of(to_precision(graph, "fp16"))
+    assert "Mul:fp16" in steps_of(to_precision(make_scale(value), "fp16"))
 
 
 def test_an_input_that_onnx_defines_for_float32_alone_stays_float32() -> None:
@@ -288,14 +301,40 @@ def test_integers_become_floats_in_float32_and_stay_integers_otherwise() -> None
             helper.make_node("Shape", ["image"], ["sizes"]),
             helper.make_node("Cast", ["sizes"], ["numbers"], to=FLOAT),
             helper.make_node("ReduceMax", ["numbers"], ["largest"], keepdims=0),
-            helper.make_node("Mul", ["image", "largest"], ["logits"]),
+            helper.make_node("Mul", ["image", "largest"], ["scaled"]),
+            helper.make_node("Relu", ["scaled"], ["logits"]),
         ],
         types={"sizes": TensorProto.INT64},
     )
     steps = steps_of(to_precision(graph, "fp16"))
     assert "Shape:other" in steps
     assert steps[steps.index("Shape:other") + 1] == "Cast:fp32"
-    assert steps[-2:] == ["Mul:fp16", "Cast:fp32"]
+    assert steps[-3:] == ["Mul:fp16", "Relu:fp16", "Cast:fp32"]
+
+
+def test_a_node_that_reads_no_float_writes_what_its_attribute_says() -> None:
+    ones = onnx.numpy_helper.from_array(np.float32([1]))
+    graph = make_graph(
+        [
+            helper.make_node("Shape", ["image"], ["sizes"]),
+            helper.make_node("ConstantOfShape", ["sizes"], ["ones"], value=ones),
+            helper.make_node("MatMul", ["image", "w"], ["product"]),
+            helper.make_node("Max", ["product", "ones"], ["largest"]),
+            helper.make_node("Relu", ["largest"], ["logits"]),
+        ],
+        weights={"w": [4, 4]},
+        types={"sizes": TensorProto.INT64},
+    )
+    model = to_precision(graph, "fp16")
+    steps = steps_of(model)
+    assert steps[steps.index("ConstantOfShape:fp32") + 1 :] == [
+        "MatMul:fp16",
+        "Cast:fp16",
+        "Max:fp16",
+        "Relu:fp16",
+        "Cast:fp32",
+    ]
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
 
 
 def test_a_weight_read_in_both_types_is_stored_half_and_cast_once() -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto
@@ -175,6 +176,17 @@ def test_a_tensor_with_two_names_is_refused() -> None:
 def test_a_parameter_that_hides_behind_the_input_is_refused() -> None:
     with pytest.raises(ExportError, match=r"got none for image \(1 in all\)"):
         build_skeleton(Scaled("image").eval(), SHAPE)
+
+
+def test_a_weight_that_the_optimiser_drops_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop_scale(model: ir.Model) -> None:
+        (scale,) = (node for node in model.graph if node.op_type == "Mul")
+        scale.outputs[0].replace_all_uses_with(scale.inputs[0])
+        model.graph.remove(scale, safe=True)
+
+    monkeypatch.setattr("glora_deploy.export.skeleton.optimize_ir", drop_scale)
+    with pytest.raises(ExportError, match=r"got none for scale \(1 in all\)"):
+        build_skeleton(Scaled("scale").eval(), SHAPE)
 
 
 def test_a_parameter_that_takes_the_name_of_the_output_is_refused() -> None:
