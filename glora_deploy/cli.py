@@ -107,7 +107,7 @@ def verify(
         for finding in findings:
             typer.echo(finding.problem)
         if findings:
-            raise ArtifactError(f"{store}: {len(findings)} things are not as they must be")
+            raise ArtifactError(f"{store}: problems found: {len(findings)}")
         stdout.print(f"{store}: every file is what it is stated to be")
 
 
@@ -146,16 +146,24 @@ def _rows(store: ArtifactStore, task: str) -> Iterator[tuple[str, ...]]:
             "" if accuracy is None else f"{accuracy:.1%}",
             f"{artifact.manifest.n_parameters:,}",
             _mb((artifact.path / ADAPTER).stat().st_size),
-            _mb(_merged_bytes(store, artifact)),
+            _merged_mb(store, artifact),
             _parity(store, artifact),
         )
 
 
+def _merged_mb(store: ArtifactStore, artifact: Artifact) -> str:
+    size_bytes = _merged_bytes(store, artifact)
+    return _mb(size_bytes) if size_bytes else "unknown"
+
+
 def _merged_bytes(store: ArtifactStore, artifact: Artifact) -> int:
-    """Bytes of the merged fp32 network: the backbone's, with this task's classifier."""
-    fingerprint = artifact.manifest.backbone.fingerprint
-    weights = store.backbone_path(fingerprint) / BACKBONE_WEIGHTS
-    return weights.stat().st_size + 4 * artifact.manifest.n_head_parameters
+    """Bytes of the merged fp32 network; 0 if the store does not keep its backbone."""
+    try:
+        backbone = store.backbone_path(artifact.manifest.backbone.fingerprint)
+    except StoreError:
+        return 0
+    n_head = artifact.manifest.n_head_parameters
+    return (backbone / BACKBONE_WEIGHTS).stat().st_size + 4 * n_head
 
 
 def _parity(store: ArtifactStore, artifact: Artifact) -> str:

@@ -152,13 +152,18 @@ def create_tensor_file(
     places = {
         name: Place(*tensors[name], start + begin, size) for name, (begin, size) in sizes.items()
     }
-    with path.open("xb+") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        # Reserving blocks, where the platform can, turns a full disk into an error here instead
-        # of a SIGBUS in the middle of a merge.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, start + offset)
-        else:
-            file.truncate(start + offset)
-        data = mmap.mmap(file.fileno(), 0)
-    return TensorMap(data, places)
+    try:
+        with path.open("xb+") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            # Reserving blocks, where the platform can, turns a full disk into an error here
+            # instead of a SIGBUS in the middle of a merge.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, start + offset)
+            else:
+                file.truncate(start + offset)
+            return TensorMap(mmap.mmap(file.fileno(), 0), places)
+    except FileExistsError:
+        raise
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
