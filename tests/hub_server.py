@@ -10,11 +10,18 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
 
 Files = dict[str, bytes]
 Fault = Literal["drop", "drop the answer"] | int
@@ -80,6 +87,18 @@ class HubServer:
                 del self.faults[index]
                 return fault
         return None
+
+
+@contextmanager
+def local_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[HubServer]:
+    """A running server, and a client in this process that has no token and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with HubServer() as server:
+        yield server
+        huggingface_hub.close_session()
 
 
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:

@@ -16,7 +16,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
-from hub_server import READ, WRITE, Files, HubServer
+from hub_server import READ, WRITE, Files, HubServer, local_hub
 from huggingface_hub import constants
 from safetensors.numpy import load, save
 from stored_tasks import make_backbone, make_stored_task
@@ -80,13 +80,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[ArtifactStore, A
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with HubServer() as server:
+    with local_hub(monkeypatch, tmp_path) as server:
         yield server
-        huggingface_hub.close_session()
 
 
 @pytest.fixture
