@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +9,28 @@ from typing import Annotated
 import typer
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.console import INTERRUPTED, make_table, one_line_errors, progress_bars, stdout
-from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
+from glora_deploy.console import one_line_errors, stdout
+from glora_deploy.parity import Precision
 from glora_deploy.store import ArtifactStore
 
+from .cli_bring import import_adapter, pull
+from .cli_common import (
+    BackboneOption,
+    CheckpointOption,
+    ImagesOption,
+    MaxErrorOption,
+    QuietOption,
+    RevisionOption,
+    StoreOption,
+    TokenOption,
+    VersionOption,
+    for_each,
+    limits_with,
+    open_task,
+    print_report,
+    steps,
+)
+from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
 
 app = typer.Typer(
@@ -23,35 +39,21 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("pull")(pull)
+app.command("import")(import_adapter)
 
 
 class FormatName(Enum):
-    """``Format`` as Typer needs it for an option that may be given several times."""
+    """What ``--fmt`` takes: the files of an export folder, and a Triton repository of them."""
 
     merged = "merged"
     delta = "delta"
     onnx = "onnx"
+    trt = "trt"
+    triton = "triton"
 
 
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option("--task", help="Task to export; may be given several times.", show_default=False),
-]
-Version = Annotated[
-    str | None, typer.Option(help="Version of the task; the current one by default.")
-]
-Store = Annotated[Path, typer.Option(help="Folder of the artifact store.")]
-Images = Annotated[int, typer.Option(min=1, help="Test images that the parity check looks at.")]
-MaxError = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="Largest logit error allowed in this precision, as a share of the logits' spread "
-        f"(fp32 {DEFAULT_LIMITS['fp32'].max_error:g}, fp16 {DEFAULT_LIMITS['fp16'].max_error:g}, "
-        f"bf16 {DEFAULT_LIMITS['bf16'].max_error:g}).",
-        show_default=False,
-    ),
-]
+TRT, HUB = "TensorRT", "Hugging Face Hub"
 
 EPILOG = """
 **Examples**
@@ -60,40 +62,90 @@ EPILOG = """
 
 `python -m glora_deploy.export --task digits --fmt onnx --precision fp16 --single-file`
 
-`python -m glora_deploy.export --task digits --fmt merged --out build/digits` also copy it out
+`python -m glora_deploy.export --task svhn --fmt trt --precision fp16 --batch 1,8,64`
+
+`python -m glora_deploy.export --task svhn --task dtd --fmt triton --out model_repository`
+
+`python -m glora_deploy.export --task svhn --fmt onnx --push user/vit-svhn --private`
 
 `python -m glora_deploy.export verify --task digits` measure an existing export again
+
+`python -m glora_deploy.export pull user/vit-svhn` bring a delta into the store
 """
 
 
 @app.callback(invoke_without_command=True, epilog=EPILOG)
 def export_command(
     context: typer.Context,
-    task: Tasks = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task to export; may be given several times.", show_default=False),
+    ] = None,
     fmt: Annotated[
         list[FormatName] | None,
         typer.Option(help="What to write; may be given several times.", show_default="merged"),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Of every weight in the export.")] = "fp32",
-    store: Store = Path("artifacts"),
-    version: Version = None,
+    store: StoreOption = Path("artifacts"),
+    version: VersionOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Also copy the files to this folder.", show_default=False),
+        typer.Option(
+            help="Also copy the files to this folder; with triton, the model repository.",
+            show_default=False,
+        ),
     ] = None,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the weights into model.onnx itself.")
     ] = False,
-    images: Images = 32,
-    max_error: MaxError = None,
-    backbone: Annotated[
+    images: ImagesOption = 32,
+    max_error: MaxErrorOption = None,
+    backbone: BackboneOption = None,
+    checkpoint: CheckpointOption = None,
+    batch: Annotated[
+        str, typer.Option(help="Least, best and most images per call.", rich_help_panel=TRT)
+    ] = "1,8,32",
+    backend: Annotated[
+        Backend, typer.Option(help="Library that builds the plan.", rich_help_panel=TRT)
+    ] = "auto",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="GPU to build for, such as 8.9, with RTX; may be given several times.",
+            rich_help_panel=TRT,
+            show_default=False,
+        ),
+    ] = None,
+    hardware_compatibility: Annotated[
+        HardwareCompatibility | None,
+        typer.Option(help="Let a plan of tensorrt run on other GPUs.", rich_help_panel=TRT),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="File of kernel timings to reuse, with tensorrt.", rich_help_panel=TRT),
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Let the plan take other weights.", rich_help_panel=TRT),
+    ] = False,
+    strip: Annotated[
+        bool,
+        typer.Option("--strip", help="Leave the weights out of the plan.", rich_help_panel=TRT),
+    ] = False,
+    push: Annotated[
         str | None,
-        typer.Option(help="Backbone to merge into, if the store does not keep it."),
+        typer.Option(help="user/name to push the export and its delta to.", rich_help_panel=HUB),
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Local weights of that backbone (.safetensors, .npz).")
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.", rich_help_panel=HUB)
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(help="Licence of the model; the backbone's if known.", rich_help_panel=HUB),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Merge a task's delta into its backbone, prove the result equal, and write it out.
 
@@ -102,14 +154,23 @@ def export_command(
     """
     if context.invoked_subcommand is not None:
         return
-    if not task:
-        raise typer.BadParameter("name a task: --task NAME", param_hint="--task")
-    if out and len(task) > 1:
-        raise typer.BadParameter("takes one --task at a time", param_hint="--out")
-    formats: tuple[Format, ...] = tuple(dict.fromkeys(f.value for f in fmt or [FormatName.merged]))
+    wanted = [name.value for name in fmt or [FormatName.merged]]
+    _require_usage(task, wanted, out, push)
+    assert task is not None
+    formats = _files_of(wanted)
+    with one_line_errors():
+        plan = PlanConfig(
+            batch=_batch(batch),
+            backend=backend,
+            compute_capabilities=tuple(compute_capability) if compute_capability else None,
+            hardware_compatibility=hardware_compatibility,
+            timing_cache=timing_cache,
+            refit=refit,
+            strip=strip,
+        )
 
     def export_one(name: str) -> None:
-        opened, artifact = _open(store, name, version, backbone, checkpoint)
+        opened, artifact = open_task(store, name, version, backbone, checkpoint)
         # torch and ONNX take seconds to import: after the cheap mistakes are found.
         from .build import ExportConfig, copy_out, export
 
@@ -118,19 +179,40 @@ def export_command(
             precision=precision,
             single_file=single_file,
             n_images=images,
-            limits=_limits(precision, max_error),
+            limits=limits_with(precision, max_error),
+            plan=plan,
         )
-        with _steps(f"{name} {precision}", quiet) as on_step:
+        with steps(f"{name} {precision}", quiet) as on_step:
             done = export(opened, artifact, config, on_step=on_step)
-        copied = copy_out(done, out, formats) if out else []
         if not quiet:
-            _print(done.report)
+            print_report(done.report)
             stdout.print(f"{done.folder}: {', '.join(sorted(done.record.files))}", soft_wrap=True)
-            for path in copied:
-                stdout.print(str(path), soft_wrap=True)
         done.report.require_passed()
+        if out and "triton" not in wanted:
+            for path in copy_out(done, out, formats):
+                stdout.print(str(path), soft_wrap=True)
+        if push:
+            from .hub import push as push_export
 
-    _for_each(task, export_one)
+            with steps(push, quiet) as on_step:
+                address = push_export(
+                    opened,
+                    artifact,
+                    precision,
+                    push,
+                    private=private,
+                    revision=revision,
+                    license=license,
+                    token=token,
+                    on_step=on_step,
+                )
+            stdout.print(address, soft_wrap=True)
+
+    for_each(task, export_one)
+    if "triton" in wanted:
+        assert out is not None
+        with one_line_errors("interrupted; the model repository is whole"):
+            _write_triton(store, task, version, precision, out, plan, "trt" in formats)
 
 
 @app.command()
@@ -139,11 +221,11 @@ def verify(
         list[str], typer.Option(help="Task whose export to measure; may be given several times.")
     ],
     precision: Annotated[Precision, typer.Option(help="Which export of it.")] = "fp32",
-    store: Store = Path("artifacts"),
-    version: Version = None,
-    images: Images = 32,
-    max_error: MaxError = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit status.")] = False,
+    store: StoreOption = Path("artifacts"),
+    version: VersionOption = None,
+    images: ImagesOption = 32,
+    max_error: MaxErrorOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Check an export's files against their checksums and measure its parity again.
 
@@ -151,95 +233,73 @@ def verify(
     """
 
     def verify_one(name: str) -> None:
-        opened, artifact = _open(store, name, version, None, None)
+        opened, artifact = open_task(store, name, version, None, None)
         from .build import ExportConfig, verify_export
 
         config = ExportConfig(
-            precision=precision, n_images=images, limits=_limits(precision, max_error)
+            precision=precision, n_images=images, limits=limits_with(precision, max_error)
         )
-        with _steps(f"{name} {precision}", quiet) as on_step:
+        with steps(f"{name} {precision}", quiet) as on_step:
             report = verify_export(opened, artifact, config, on_step=on_step)
         if not quiet:
-            _print(report)
+            print_report(report)
         report.require_passed()
 
-    _for_each(task, verify_one)
+    for_each(task, verify_one)
 
 
-def _for_each(tasks: list[str], act: Callable[[str], None]) -> None:
-    """Do every task, saying on one line which failed; the exit status is 1 if any did."""
-    failed = False
-    for task in dict.fromkeys(tasks):
-        try:
-            with one_line_errors("interrupted; the store is as it was"):
-                act(task)
-        except typer.Exit as stop:
-            if stop.exit_code == INTERRUPTED:
-                raise
-            failed = True
-    if failed:
-        raise typer.Exit(1)
+def _require_usage(
+    task: list[str] | None, wanted: list[str], out: Path | None, push: str | None
+) -> None:
+    if not task:
+        raise typer.BadParameter("name a task: --task NAME", param_hint="--task")
+    if "triton" in wanted and out is None:
+        raise typer.BadParameter("name the model repository: --out DIR", param_hint="--out")
+    if len(task) > 1 and out and "triton" not in wanted:
+        raise typer.BadParameter("takes one --task at a time", param_hint="--out")
+    if len(task) > 1 and push:
+        raise typer.BadParameter("takes one --task at a time", param_hint="--push")
 
 
-def _open(
-    root: Path, task: str, version: str | None, backbone: str | None, checkpoint: Path | None
-) -> tuple[ArtifactStore, Artifact]:
-    """The store and the artifact; a backbone given by hand is checked and kept."""
+def _files_of(wanted: list[str]) -> tuple[Format, ...]:
+    """The formats of the export folder; a Triton repository is made from the ONNX model or plan."""
+    if "triton" in wanted and "trt" not in wanted:
+        wanted = [*wanted, "onnx"]
+    names: list[Format] = ["merged", "delta", "onnx", "trt"]
+    return tuple(name for name in names if name in wanted)
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    numbers = text.split(",")
+    if len(numbers) != 3 or not all(number.strip().isdecimal() for number in numbers):
+        raise ValueError(f"--batch must be min,opt,max such as 1,8,32, got {text!r}")
+    least, best, most = (int(number) for number in numbers)
+    return least, best, most
+
+
+def _write_triton(
+    root: Path,
+    tasks: list[str],
+    version: str | None,
+    precision: Precision,
+    repository: Path,
+    plan: PlanConfig,
+    serve_plan: bool,
+) -> None:
+    from .triton import TaskExport, write_triton
+    from .triton_config import Kind, TritonConfig
+
     store = ArtifactStore.open(root)
-    artifact = store.get(task, version)
-    if backbone or checkpoint:
-        from glora_deploy.backbone import load_backbone
-
-        from .build import provide_backbone
-
-        recorded = artifact.manifest.backbone
-        side = recorded.input_size[-1] if "img_size" in recorded.model_args else None
-        loaded = load_backbone(backbone or recorded.name, checkpoint=checkpoint, input_size=side)
-        provide_backbone(store, artifact.manifest, loaded)
-    return store, artifact
-
-
-def _limits(precision: Precision, max_error: float | None) -> dict[Precision, Limits]:
-    limits = dict(DEFAULT_LIMITS)
-    if max_error is not None:
-        own = limits[precision]
-        limits[precision] = own.model_copy(update={"max_error": max_error})
-    return limits
-
-
-@contextmanager
-def _steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being done and for how long."""
-    with progress_bars(quiet=quiet) as bars:
-        bar = bars.add_task(title, total=None, note="")
-        yield lambda step: bars.update(bar, advance=1, note=step)
-
-
-def _print(report: Report) -> None:
-    """One row a stage, the worst of its inputs; parity.json has every number."""
-    rows = []
-    for stage in dict.fromkeys(step.stage for step in report.steps):
-        steps = [step for step in report.steps if step.stage == stage]
-        outcome = next((s.outcome for s in steps if s.outcome != "pass"), "pass")
-        against = [step.comparisons[0] for step in steps if step.comparisons]
-        numbers = ("", "", "", "")
-        if against:
-            numbers = (
-                f"{max(c.max_abs for c in against):.1e}",
-                f"{max(c.error for c in against):.1e}",
-                f"{min(c.min_cosine for c in against):.6f}",
-                f"{min(c.agreement for c in against):.0%}",
-            )
-        rows.append((stage, str(sum(s.n_images for s in steps)), outcome, *numbers))
-    columns = ("stage", "images", "outcome", "max abs", "of spread", "cosine", "top-1")
-    title = f"{report.task}/{report.version} {report.precision} against the float64 merge"
-    stdout.print(make_table(title, columns, rows, right=columns[1:2] + columns[3:]))
-    stdout.print(f"inputs: {report.data}; zeros, one colour, extreme scales", soft_wrap=True)
-    for step in report.steps:
-        if step.outcome == "skipped":
-            stdout.print(f"{step.stage} skipped: {step.reason}", soft_wrap=True)
-    for kept in report.overflow:
-        stdout.print(f"kept in fp32: {kept}", soft_wrap=True)
+    artifacts: list[Artifact] = [store.get(task, version) for task in dict.fromkeys(tasks)]
+    exports = [
+        TaskExport(manifest=artifact.manifest, folder=store.export_dir(artifact, precision))
+        for artifact in artifacts
+    ]
+    kind: Kind = "plan" if serve_plan else "onnx"
+    config = TritonConfig(kind=kind, max_batch_size=plan.batch[2])
+    for model in write_triton(repository, exports, config):
+        state = "written" if model.changed else "unchanged"
+        stdout.print(f"{model.folder}: {model.name} {model.version} {state}", soft_wrap=True)
 
 
 def main() -> None:

@@ -1,0 +1,108 @@
+"""``pull`` and ``import``: deltas that come from elsewhere into the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glora_deploy.console import one_line_errors, stdout
+from glora_deploy.store import ArtifactStore
+
+from .cli_common import (
+    UNCHANGED,
+    CheckpointOption,
+    QuietOption,
+    RevisionOption,
+    StoreOption,
+    TokenOption,
+    steps,
+)
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub.")],
+    store: StoreOption = Path("artifacts"),
+    task: Annotated[
+        str | None, typer.Option(help="Name in this store; the pushed one by default.")
+    ] = None,
+    revision: RevisionOption = None,
+    checkpoint: CheckpointOption = None,
+    token: TokenOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Bring a pushed delta from the Hub into the store, verified, as a new current version."""
+    with one_line_errors(UNCHANGED):
+        from .hub import pull as pull_delta
+
+        with steps(repo, quiet) as on_step:
+            artifact = pull_delta(
+                ArtifactStore.create(store),
+                repo,
+                revision=revision,
+                task=task,
+                checkpoint=checkpoint,
+                token=token,
+                on_step=on_step,
+            )
+        stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
+
+
+def import_adapter(
+    source: Annotated[
+        str,
+        typer.Argument(help="PEFT folder or user/name on the Hub, or a .pt of the GLoRA authors."),
+    ],
+    task: Annotated[str, typer.Option(help="Task to store it as.")],
+    backbone: Annotated[
+        str, typer.Option(help="timm name of the backbone it was trained on.")
+    ] = "vit_base_patch16_224",
+    checkpoint: CheckpointOption = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input in pixels, if not the model's own.")
+    ] = None,
+    store: StoreOption = Path("artifacts"),
+    subnet: Annotated[
+        Path | None, typer.Option(help="With a .pt: file that says which subnet to take.")
+    ] = None,
+    head: Annotated[
+        Path | None, typer.Option(help="safetensors with the classifier, if the adapter has none.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Text file with one class name a line, in order.")
+    ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Bring a PEFT adapter or an authors' GLoRA checkpoint into the store as a task.
+
+    Everything then works as for our own deltas. LoRA, DoRA and GLoRA of PEFT are merged to the same
+    weights that PEFT merges to; other methods are refused with the reason.
+    """
+    if source.endswith(".pt") and subnet is None:
+        raise typer.BadParameter("a .pt needs one: it holds every subnet", param_hint="--subnet")
+    with one_line_errors(UNCHANGED):
+        from glora_deploy.backbone import load_backbone
+
+        from .import_glora import import_glora
+        from .import_peft import import_peft
+        from .imported import store_import
+
+        names = labels.read_text("utf-8").splitlines() if labels else None
+        with steps(task, quiet) as on_step:
+            on_step("loading the backbone")
+            loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=input_size)
+            if subnet is not None:
+                imported = import_glora(Path(source), loaded, subnet)
+            else:
+                imported = import_peft(
+                    source, loaded, head=head, revision=revision, token=token, on_step=on_step
+                )
+            artifact = store_import(
+                ArtifactStore.create(store), loaded, imported, task=task, labels=names
+            )
+        for note in imported.notes:
+            stdout.print(note, soft_wrap=True)
+        stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
