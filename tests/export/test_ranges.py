@@ -91,7 +91,7 @@ def test_a_network_that_is_not_finite_in_fp32_is_refused_by_layer(
     tmp_path: Path, value: float
 ) -> None:
     model = make_network("vit")
-    model.state_dict()["blocks.1.norm1.bias"].fill_(value)
+    model.state_dict()["blocks.1.norm1.bias"][3] = value  # one of 48: a maximum may miss it
     path = export(model, tmp_path)
     with pytest.raises(NonFiniteError, match=r"blocks\.1\.norm1: LayerNormalization must be fini"):
         find_overflow(path, make_images("vit"))
