@@ -30,18 +30,27 @@ TORCH_FREE = (
 
 OPTIONAL = {
     "onnxruntime": "export/runtime.py",
-    "tensorrt": "export/to_tensorrt.py",
-    "tensorrt_rtx": "export/to_tensorrt.py",
     "sklearn": "glora_deploy/demo_data.py",
     "timm": "glora_deploy/backbone.py",
 }
-"""Packages that one module alone may import."""
+"""Packages that one module alone may import; annotations do not count."""
 
 
-def imported(source: str) -> set[str]:
+class _RunTimeOnly(ast.NodeTransformer):
+    """Drops what stands under ``if TYPE_CHECKING``."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        typing_only = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if typing_only else self.generic_visit(node)
+
+
+def imported(source: str, *, run_time_only: bool = False) -> set[str]:
     """Absolute names that a module imports, anywhere in it."""
+    tree: ast.AST = ast.parse(source)
+    if run_time_only:
+        tree = _RunTimeOnly().visit(tree)
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -87,10 +96,19 @@ def test_an_optional_package_is_imported_in_one_module_only(package: str, home: 
         for path in folder.rglob("*.py")
         if any(
             name == package or name.startswith(f"{package}.")
-            for name in imported(path.read_text("utf-8"))
+            for name in imported(path.read_text("utf-8"), run_time_only=True)
         )
     }
     assert importers <= {home}
+
+
+def test_tensorrt_is_loaded_by_name_in_one_module_only() -> None:
+    loaders = {
+        path.name
+        for path in (ROOT / "export").glob("*.py")
+        if "import_module(" in path.read_text("utf-8")
+    }
+    assert loaders == {"tensorrt_library.py"}
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
