@@ -34,11 +34,17 @@ Float64 = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 N_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+"""Threads that share the rows of one large layer."""
 
 _CARRIERS = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.int16}
 _INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 _ALONE = 2**17
 """Weights that one thread merges sooner than a second one wakes up."""
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # NumPy puts it together anew each time
 
 
 def fused_merge(
@@ -62,8 +68,9 @@ def fused_merge(
         supports: The layer's tensors by name, of any real floating dtype; those absent count as
             none. Not modified.
         out_w: C-contiguous ``(d_out, d_in)``, or ``(d_in, d_out)`` if transposed, of float32,
-            float16 or bfloat16 (of ``ml_dtypes``); shares no memory with w0.
-        out_b: C-contiguous ``(d_out,)`` of out_w's dtype; None where b0 is.
+            float16 or bfloat16 (of ``ml_dtypes``); shares no memory with w0. Wide rows that start
+            on a cache line (as torch's do) are written fastest.
+        out_b: ``(d_out,)`` of out_w's dtype; None where b0 is.
         transposed: Write the transpose of the merged weight.
 
     Returns:
@@ -83,15 +90,18 @@ def fused_merge(
         None if out_b is None else out_b.shape,
         transposed,
     )
-    shift, finite = _merge_weight(w0, supports, out_w, transposed)
-    if b0 is None or out_b is None:
-        return finite
-    bias = b0.astype(np.float64)
-    if "D" in supports:
-        bias += b0 * supports["D"].astype(np.float64)
-    if "E" in supports:
-        bias += supports["E"].astype(np.float64)
-    return _round_into(bias + shift if shift.size else bias, out_b) and finite
+    with np.errstate(all="ignore"):  # the result says what NumPy would warn of
+        shift, finite = _merge_weight(w0, supports, out_w, transposed)
+        if b0 is None or out_b is None:
+            return finite
+        bias = b0.astype(np.float64)
+        if "D" in supports:
+            bias += b0 * supports["D"].astype(np.float64)
+        if "E" in supports:
+            bias += supports["E"]
+        if "C" in supports or "C_d" in supports:
+            bias += shift
+        return _round_into(bias, out_b) and finite
 
 
 def _merge_weight(
@@ -100,30 +110,37 @@ def _merge_weight(
     out: NDArray[Any],
     transposed: bool,
 ) -> tuple[Float64, bool]:
-    """Write the merged weight; return ``w0 @ C`` (empty without C) and whether w is finite."""
+    """Write the merged weight; return ``w0 @ C`` (undefined without C) and whether w is finite."""
     d_out, d_in = w0.shape
-    c = _input_shift(supports)
-    shift = np.empty(d_out if c.size else 0)
-    frozen = w0.view()
+    frozen = _padded(w0, LANES, LANES).view()
     frozen.flags.writeable = False  # else Numba compiles once more for writeable arrays
-    arguments = (
-        frozen,
-        out.view(_CARRIERS[out.dtype.name]),
+    n_rows = len(frozen)
+    whole = frozen.shape == w0.shape
+    target = out if whole else np.empty(frozen.shape[:: -1 if transposed else 1], out.dtype)
+    shift = np.empty(n_rows)
+    factors = (
         *_factors(supports, "A", d_out, d_in),
         *_factors(supports, "B", d_out, d_in),
-        c,
+        _input_shift(supports),
+    )
+    arguments = (
+        frozen,
+        target.view(_CARRIERS[_name(out.dtype)]),
+        *(_padded(factor, 0, LANES) for factor in factors),
         shift,
     )
     kernel = fused_tiles.merge_rows_transposed if transposed else fused_tiles.merge_rows
     n_parts = min(N_THREADS, 1 + w0.size // _ALONE)
-    part = -(-d_out // (n_parts * BLOCK)) * BLOCK
+    part = -(-n_rows // (n_parts * BLOCK)) * BLOCK
     others = [
-        _pool().submit(kernel, *arguments, start, min(start + part, d_out))
-        for start in range(part, d_out, part)
+        _pool().submit(kernel, *arguments, start, min(start + part, n_rows))
+        for start in range(part, n_rows, part)
     ]
-    peak = kernel(*arguments, 0, min(part, d_out))
+    peak = kernel(*arguments, 0, min(part, n_rows))
     peak = max([peak, *(other.result() for other in others)])
-    return shift, bool(peak < _INFINITY[out.dtype.name])
+    if not whole:
+        out[...] = target[: out.shape[0], : out.shape[1]]
+    return shift[:d_out], bool(peak < _INFINITY[_name(out.dtype)])
 
 
 @functools.cache
@@ -136,44 +153,50 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
+def _padded(matrix: NDArray[Any], n_rows: int, n_columns: int) -> NDArray[Any]:
+    """A matrix of at least this size, zeros beyond its bounds; itself if it is large enough."""
+    rows, columns = matrix.shape
+    if rows >= n_rows and columns >= n_columns:
+        return matrix
+    padded = np.zeros((max(rows, n_rows), max(columns, n_columns)), matrix.dtype)
+    padded[:rows, :columns] = matrix
+    return padded
+
+
 def _factors(
     supports: Mapping[str, NDArray[Any]], name: str, d_out: int, d_in: int
 ) -> tuple[Float64, Float64]:
-    """A or B as ``down.T @ up``: ``down (rank, d_out)`` and ``up (rank, d_in)``, padded to tiles.
+    """A or B as ``down.T @ up``: ``down (rank, d_out)`` and ``up (rank, d_in)``.
 
     Vector and scalar are products of rank one with a row of ones.
     """
     if f"{name}_d" in supports:
         down, up = supports[f"{name}_d"].T, supports[f"{name}_u"]
     elif name in supports:
-        down, up = supports[name].T, np.ones((1, 1))
+        down, up = np.broadcast_to(supports[name].T, (1, d_out)), np.ones((1, d_in))
     else:
-        return np.empty((0, 0)), np.empty((0, 0))
-    padded_down = np.zeros((len(down), -(-d_out // ROWS) * ROWS))
-    padded_down[:, :d_out] = down
-    padded_up = np.zeros((len(up), -(-d_in // LANES) * LANES))
-    padded_up[:, :d_in] = up
-    return padded_down, padded_up
+        return np.empty((0, d_out)), np.empty((0, d_in))
+    return np.ascontiguousarray(down, np.float64), np.ascontiguousarray(up, np.float64)
 
 
 def _input_shift(supports: Mapping[str, NDArray[Any]]) -> Float64:
-    """C as ``(d_in,)``, empty if absent."""
+    """C as ``(1, d_in)``, or no row if absent."""
     if "C_d" in supports:
         down, up = supports["C_d"].astype(np.float64), supports["C_u"].astype(np.float64)
-        return np.asarray((down * up.T).sum(axis=1))
-    return supports["C"][:, 0].astype(np.float64) if "C" in supports else np.empty(0)
+        return np.ascontiguousarray((down @ up).T)
+    return supports["C"].T.astype(np.float64, "C") if "C" in supports else np.empty((0, 1))
 
 
 def _round_into(values: Float64, out: NDArray[Any]) -> bool:
     """Round a vector into ``out``; whether all of it is finite there."""
-    carrier = _CARRIERS[out.dtype.name]
+    carrier = _CARRIERS[_name(out.dtype)]
     n_rows = -(-values.size // (ROWS * LANES)) * ROWS
     tiles = np.zeros((n_rows, LANES))
     tiles.reshape(-1)[: values.size] = values
     rounded = np.empty((n_rows, LANES), carrier)
     peak = fused_tiles.round_tiles(tiles, rounded)
     out.view(carrier)[:] = rounded.reshape(-1)[: values.size]
-    return bool(peak < _INFINITY[out.dtype.name])
+    return bool(peak < _INFINITY[_name(out.dtype)])
 
 
 def _require_arrays(
@@ -189,14 +212,16 @@ def _require_arrays(
         ("w0", w0, ("float32",)),
         ("b0", b0, ("float32",)),
         ("out_w", out_w, tuple(_CARRIERS)),
-        ("out_b", out_b, (out_w.dtype.name,)),
+        ("out_b", out_b, (_name(out_w.dtype),)),
         *((name, support, floats) for name, support in supports.items()),
     ):
-        if array is not None and array.dtype.name not in dtypes:
-            raise ValueError(f"{thing} must be of {' or '.join(dtypes)}, got {array.dtype.name}")
+        if array is not None and _name(array.dtype) not in dtypes:
+            raise ValueError(f"{thing} must be of {' or '.join(dtypes)}, got {_name(array.dtype)}")
     for thing, array in (("w0", w0), ("out_w", out_w)):
         if not array.flags.c_contiguous:
             raise ValueError(f"{thing} must be C-contiguous, got strides {array.strides}")
+    if not out_w.flags.writeable:
+        raise ValueError("out_w must be writeable, got a read-only array")
     if np.may_share_memory(w0, out_w):
         raise ValueError(
             "out_w must not overlap w0, which later merges read again, got both in one"

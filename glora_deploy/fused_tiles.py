@@ -8,7 +8,7 @@ nothing of layers: ``fused_merge`` checks and prepares what they get.
 Everything compiled lives in this one file, because Numba's on-disk cache notices changes only in
 the file of the function it compiled. The cache lies in ``__pycache__`` beside this file, or, where
 that is read-only, in the user's cache folder (``NUMBA_CACHE_DIR`` overrides both). Where nothing
-can be written each process compiles again, which takes a few seconds per output format.
+can be written each process compiles again, in about a second per output format.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
+import numba
 import numpy as np
 from numba import njit, types
 from numba.core import cgutils
@@ -27,12 +28,18 @@ from numba.extending import intrinsic, models, register_model
 # Numba's own types say less than these.
 _intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
 _cgutils: Any = cgutils
-_cpu_features: Callable[[], str] = get_host_cpu_features
+_config: Any = numba.config
+_host_features: Callable[[], str] = get_host_cpu_features
 
 # A tile must leave registers free: AVX-512 has 32 of 8 doubles, others hold 64 doubles or less.
-ROWS, LANES = (8, 16) if "+avx512f" in _cpu_features() else (4, 8)
-BLOCK = 32
-"""Rows merged together for a transposed result: two cache lines of float32."""
+# LANES is twice ROWS: a transposed tile is two squares.
+_features = _host_features() if _config.CPU_FEATURES is None else _config.CPU_FEATURES
+ROWS, LANES = (8, 16) if "+avx512f" in _features else (4, 8)
+BLOCK = 128
+"""Rows that a transposing merge takes together, a multiple of LANES."""
+_LINE_BYTES = 64
+_STREAMED_BYTES = 2**20
+_AHEAD = 16  # tiles, for memory to answer in time
 
 _I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -108,15 +115,12 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, row: Any, 
 
 
 def _load_vector(
-    context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any
+    context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any, lanes: int
 ) -> Any:
-    """LANES neighbours of one row, as float64."""
-    vector = ir.VectorType(context.get_value_type(array_type.dtype), LANES)
+    """Neighbours of one row, in the array's dtype; a map of a file may start at any address."""
+    vector = ir.VectorType(context.get_value_type(array_type.dtype), lanes)
     pointer = _pointer(context, builder, array_type, array, row, column)
-    loaded = builder.load(
-        builder.bitcast(pointer, vector.as_pointer()), align=array_type.dtype.bitwidth // 8
-    )
-    return loaded if array_type.dtype == types.float64 else builder.fpext(loaded, _ROW)
+    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
 
 
 @_intrinsic
@@ -129,6 +133,35 @@ def _constant(typing: Any, value: Any) -> Any:
     return _tile(types.float64), codegen
 
 
+def _lanes(builder: Any, left: Any, right: Any, lanes: Sequence[int]) -> Any:
+    """Lanes of two vectors laid end to end."""
+    return builder.shuffle_vector(
+        left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
+    )
+
+
+def _turned(builder: Any, square: list[Any]) -> list[Any]:
+    """The transpose of ROWS vectors of ROWS numbers.
+
+    Interleaving each row q with row q + ROWS / 2 moves one bit of the index; all bits are moved
+    after as many rounds as there are.
+    """
+    half = ROWS // 2
+    low = [lane for q in range(half) for lane in (q, q + ROWS)]
+    high = [lane + half for lane in low]
+    for _ in range(ROWS.bit_length() - 1):
+        square = [
+            _lanes(builder, square[q], square[q + half], lanes)
+            for q in range(half)
+            for lanes in (low, high)
+        ]
+    return square
+
+
+def _widen(builder: Any, row: Any) -> Any:
+    return row if row.type.element == _DOUBLE else builder.fpext(row, _ROW)
+
+
 @_intrinsic
 def _load(typing: Any, array: Any, row: Any, column: Any) -> Any:
     """The tile whose first number is ``array[row, column]``."""
@@ -136,10 +169,27 @@ def _load(typing: Any, array: Any, row: Any, column: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, i, j = args
         rows = [
-            _load_vector(context, builder, signature.args[0], values, _plus(builder, i, q), j)
+            _load_vector(context, builder, array, values, _plus(builder, i, q), j, LANES)
             for q in range(ROWS)
         ]
-        return _to_tile(builder, rows)
+        return _to_tile(builder, [_widen(builder, row) for row in rows])
+
+    return _tile(array, types.intp, types.intp), codegen
+
+
+@_intrinsic
+def _load_transposed(typing: Any, array: Any, row: Any, column: Any) -> Any:
+    """The tile whose row q is ``array[row : row + LANES, column + q]``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, i, j = args
+        rows = [
+            _load_vector(context, builder, array, values, _plus(builder, i, q), j, ROWS)
+            for q in range(LANES)
+        ]
+        halves = zip(_turned(builder, rows[:ROWS]), _turned(builder, rows[ROWS:]), strict=True)
+        joined = [_lanes(builder, left, right, range(LANES)) for left, right in halves]
+        return _to_tile(builder, [_widen(builder, row) for row in joined])
 
     return _tile(array, types.intp, types.intp), codegen
 
@@ -163,7 +213,7 @@ def _add_outer(typing: Any, tile: Any, down: Any, up: Any, k: Any, row: Any, col
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tile, down, up, k, i, j = args
-        factors = _load_vector(context, builder, signature.args[2], up, k, j)
+        factors = _load_vector(context, builder, signature.args[2], up, k, j, LANES)
         rows = []
         for q, row in enumerate(_rows(builder, tile)):
             index = _plus(builder, i, q)
@@ -172,14 +222,6 @@ def _add_outer(typing: Any, tile: Any, down: Any, up: Any, k: Any, row: Any, col
         return _to_tile(builder, rows)
 
     return _tile(_tile, down, up, types.intp, types.intp, types.intp), codegen
-
-
-def _lanes(builder: Any, vector: Any, lanes: Sequence[int], other: Any = None) -> Any:
-    """The named lanes of a vector, or of two laid end to end."""
-    other = ir.Constant(vector.type, ir.Undefined) if other is None else other
-    return builder.shuffle_vector(
-        vector, other, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
-    )
 
 
 def _narrow_bits(builder: Any, x: Any, precision: int) -> Any:
@@ -216,37 +258,16 @@ def _narrow_bits(builder: Any, x: Any, precision: int) -> Any:
     return builder.trunc(builder.or_(narrow, sign), ir.VectorType(_I16, x.type.count))
 
 
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """The columns of ``ROWS`` vectors, each a vector of ROWS numbers.
-
-    Interleaving row q with row q + ROWS / 2 turns ROWS x ROWS numbers by one bit of the index.
-    """
-    columns = []
-    for start in range(0, LANES, ROWS):
-        square = [_lanes(builder, row, range(start, start + ROWS)) for row in rows]
-        for _ in range(ROWS.bit_length() - 1):
-            square = [
-                _lanes(
-                    builder,
-                    square[q],
-                    [lane for low in range(ROWS // 2) for lane in (low + high, low + high + ROWS)],
-                    square[q + ROWS // 2],
-                )
-                for q in range(ROWS // 2)
-                for high in (0, ROWS // 2)
-            ]
-        columns += square
-    return columns
-
-
 _PRECISION = {types.uint16: 10, types.int16: 7}
 """Numba has no 16-bit floats: binary16 travels as uint16 and bfloat16 as int16."""
 
 
-def _rounding_store(transposed: bool) -> Callable[..., Any]:
-    """An intrinsic that rounds a tile to an array's format and writes it there, upright or turned.
+def _store_of(*, stream: bool) -> Callable[..., Any]:
+    """An intrinsic that rounds a tile to an array's format and writes it at ``(row, column)``.
 
-    It returns the new peak.
+    A streaming store goes to memory past the caches, and need not fetch what it overwrites: a third
+    less traffic. The address must be a multiple of the length of a row of the tile. The intrinsic
+    returns the new peak.
     """
 
     @_intrinsic
@@ -261,16 +282,17 @@ def _rounding_store(transposed: bool) -> Callable[..., Any]:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             out, i, j, tile, peak = args
-            rows = [rounded(builder, row) for row in _rows(builder, tile)]
+            no_sign = _full(integers, 2 ** (bits - 1) - 1)
             highest = _full(integers, 0)
-            for row in rows:
-                sign_free = _full(integers, 2 ** (bits - 1) - 1)
-                magnitude = builder.and_(builder.bitcast(row, integers), sign_free)
+            for q, wide in enumerate(_rows(builder, tile)):
+                row = rounded(builder, wide)
+                magnitude = builder.and_(builder.bitcast(row, integers), no_sign)
                 highest = _largest(builder, magnitude, highest)
-            for q, row in enumerate(_transposed(builder, rows) if transposed else rows):
                 pointer = _pointer(context, builder, array, out, _plus(builder, i, q), j)
-                vector = row.type.as_pointer()
-                builder.store(row, builder.bitcast(pointer, vector), align=bits // 8)
+                pointer = builder.bitcast(pointer, row.type.as_pointer())
+                stored = builder.store(row, pointer, align=LANES * bits // 8 if stream else 1)
+                if stream:
+                    stored.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
             return _largest(builder, highest if bits == 32 else builder.zext(highest, _PEAK), peak)
 
         return _peak(array, types.intp, types.intp, _tile, _peak), codegen
@@ -278,8 +300,19 @@ def _rounding_store(transposed: bool) -> Callable[..., Any]:
     return store
 
 
-_store = _rounding_store(transposed=False)
-_store_transposed = _rounding_store(transposed=True)
+_store = _store_of(stream=False)
+_stream = _store_of(stream=True)
+
+
+@_intrinsic
+def _fence(typing: Any) -> Any:
+    """Wait for streaming stores: they are not ordered with those that tell others of the result."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @_intrinsic
@@ -305,25 +338,23 @@ def _highest(typing: Any, peak: Any) -> Any:
     return types.uint32(_peak), codegen
 
 
-def _prefetch_hint(write: bool) -> Callable[..., Any]:
+def _prefetch_of(n_rows: int, *, write: bool = False) -> Callable[..., Any]:
+    """An intrinsic that asks for a cache line of each of n_rows rows."""
+
     @_intrinsic
     def prefetch(typing: Any, array: Any, row: Any, column: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            out, i, j = args
+            values, i, j = args
             byte = ir.IntType(8).as_pointer()
             function = _cgutils.get_or_insert_function(
                 builder.module,
                 ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]),
                 "llvm.prefetch.p0",
             )
-            for q in range(ROWS):
-                pointer = _pointer(
-                    context, builder, signature.args[0], out, _plus(builder, i, q), j
-                )
-                keep, data = _I32(3), _I32(1)
-                builder.call(
-                    function, [builder.bitcast(pointer, byte), _I32(int(write)), keep, data]
-                )
+            purpose, keep, data = _I32(int(write)), _I32(3), _I32(1)
+            for q in range(n_rows):
+                pointer = _pointer(context, builder, array, values, _plus(builder, i, q), j)
+                builder.call(function, [builder.bitcast(pointer, byte), purpose, keep, data])
             return context.get_dummy_value()
 
         return types.void(array, types.intp, types.intp), codegen
@@ -331,55 +362,52 @@ def _prefetch_hint(write: bool) -> Callable[..., Any]:
     return prefetch
 
 
-_prefetch = _prefetch_hint(write=False)
-_prefetch_for_writing = _prefetch_hint(write=True)
+_prefetch = _prefetch_of(ROWS)
+_prefetch_tall = _prefetch_of(LANES)
+_prefetch_for_writing = _prefetch_of(ROWS, write=True)
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile on first call, release the interpreter lock, and remember on disk where possible."""
-    compiled: Any = njit(nogil=True, **options)(function)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, run without the interpreter's lock, keep on disk if possible."""
+    compiled: Any = njit(nogil=True)(function)
     with contextlib.suppress(RuntimeError):  # nowhere to write
         compiled.enable_caching()
     return cast("Callable[..., Any]", compiled)
 
 
 @njit(forceinline=True)
-def _merge_tile(
-    w: Any, i: int, j: int, a_down: Any, a_up: Any, b_down: Any, b_up: Any, row: int, column: int
-) -> Any:
-    """The merged weights at ``(row, column)``; the frozen ones stand at ``w[i, j]``."""
-    tile = _constant(1.0)
-    for k in range(a_down.shape[0]):
-        tile = _add_outer(tile, a_down, a_up, k, row, column)
-    tile = _add_product(_constant(-0.0), _load(w, i, j), tile)  # x + -0.0 is x, also for -0.0
-    for k in range(b_down.shape[0]):
-        tile = _add_outer(tile, b_down, b_up, k, row, column)
+def _add_low_rank(tile: Any, down: Any, up: Any, i: int, j: int) -> Any:
+    """``tile`` plus what ``down.T @ up`` holds from ``(i, j)`` on."""
+    for k in range(down.shape[0]):
+        tile = _add_outer(tile, down, up, k, i, j)
     return tile
 
 
 @njit(forceinline=True)
-def _cut(w0: Any, row: int, column: int, edge: Any) -> None:
-    """Copy what lies inside w0 of the tile at ``(row, column)``, and zeros for the rest."""
-    d_out, d_in = w0.shape
-    for q in range(ROWS):
-        for lane in range(LANES):
-            inside = row + q < d_out and column + lane < d_in
-            edge[q, lane] = w0[row + q, column + lane] if inside else 0.0
+def _lead(out: Any) -> int:
+    """Columns of out before the first that starts a cache line; -1 if it should not be streamed.
+
+    Tiles must cover whole lines, all rows must have lines begin at the same columns, and a small
+    result had better stay in the cache.
+    """
+    line = _LINE_BYTES // out.itemsize
+    if LANES % line or out.shape[1] % line or out.size * out.itemsize < _STREAMED_BYTES:
+        return -1
+    offset = -out.ctypes.data % _LINE_BYTES
+    return -1 if offset % out.itemsize else offset // out.itemsize
 
 
 @njit(forceinline=True)
-def _paste(out: Any, row: int, column: int, edge: Any) -> None:
-    """Copy what fits of ``edge`` to ``out[row:, column:]``."""
-    for q in range(min(edge.shape[0], out.shape[0] - row)):
-        for lane in range(min(edge.shape[1], out.shape[1] - column)):
-            out[row + q, column + lane] = edge[q, lane]
+def _first(start: int, lead: int) -> int:
+    """Where a walk in steps of LANES begins, so that it meets ``start + lead``."""
+    return start + lead - LANES if lead > 0 else start
 
 
 @njit(fastmath={"contract", "reassoc"})
 def _dot(w0: Any, row: int, c: Any) -> float:
     total = 0.0
     for j in range(w0.shape[1]):
-        total += np.float64(w0[row, j]) * c[j]
+        total += np.float64(w0[row, j]) * c[0, j]
     return total
 
 
@@ -397,41 +425,49 @@ def _merge_rows(
 ) -> Any:
     """Write ``w0 * (1 + a_down.T @ a_up) + b_down.T @ b_up`` for rows start to stop.
 
+    Both sides of w0 measure at least LANES. Where a side is no multiple of a tile's, the last tile
+    reaches back over the one before and writes the same numbers again.
+
     Args:
         w0: ``(d_out, d_in)`` float32.
         out: ``(d_out, d_in)`` float32, uint16 (binary16) or int16 (bfloat16).
-        a_down: ``(rank, n)`` float64, ``n`` at least d_out rounded up to ROWS; so is b_down.
-        a_up: ``(rank, n)`` float64, ``n`` at least d_in rounded up to LANES; so is b_up.
+        a_down: ``(rank, d_out)`` float64; b_down likewise.
+        a_up: ``(rank, d_in)`` float64; b_up likewise.
         b_down: See a_down.
         b_up: See a_up.
-        c: ``(d_in,)`` float64, or of length 0.
-        shift: ``(d_out,)`` float64, gets ``w0 @ c`` unless c has length 0.
-        start: First row, a multiple of ROWS.
+        c: ``(1, d_in)`` float64, or without a row.
+        shift: ``(d_out,)`` float64, gets ``w0 @ c.T`` unless c has no row.
+        start: First row, a multiple of BLOCK.
         stop: End of the rows.
 
     Returns:
         The bits, without sign, of the number of largest magnitude written.
     """
     d_out, d_in = w0.shape
-    edge_in = np.empty((ROWS, LANES), w0.dtype)
-    edge_out = np.empty((ROWS, LANES), out.dtype)
+    lead = _lead(out)
     peak = _no_peak()
-    for i in range(start, stop, ROWS):
+    for row in range(start, stop, ROWS):
+        i = min(row, d_out - ROWS)
         following = min(i + ROWS, d_out - ROWS)
-        for j in range(0, d_in, LANES):
-            if i + ROWS <= d_out and j + LANES <= d_in:
-                _prefetch(w0, following, j)
-                _prefetch_for_writing(out, following, j)
-                tile = _merge_tile(w0, i, j, a_down, a_up, b_down, b_up, i, j)
-                peak = _store(out, i, j, tile, peak)
+        for column in range(_first(0, lead), d_in, LANES):
+            j = min(max(column, 0), d_in - LANES)
+            ahead, row_ahead = j + _AHEAD * LANES, i
+            if ahead >= d_in:
+                ahead, row_ahead = ahead - d_in, following
+            _prefetch(w0, row_ahead, ahead)
+            if lead < 0:
+                _prefetch_for_writing(out, row_ahead, ahead)
+            tile = _add_low_rank(_constant(1.0), a_down, a_up, i, j)
+            tile = _add_product(_constant(-0.0), _load(w0, i, j), tile)
+            tile = _add_low_rank(tile, b_down, b_up, i, j)
+            if lead >= 0 and j == column:
+                peak = _stream(out, i, j, tile, peak)
             else:
-                _cut(w0, i, j, edge_in)
-                tile = _merge_tile(edge_in, 0, 0, a_down, a_up, b_down, b_up, i, j)
-                peak = _store(edge_out, 0, 0, tile, peak)
-                _paste(out, i, j, edge_out)
-        if c.size:
-            for row in range(i, min(i + ROWS, d_out)):
-                shift[row] = _dot(w0, row, c)
+                peak = _store(out, i, j, tile, peak)
+        if c.shape[0]:
+            for q in range(i, i + ROWS):
+                shift[q] = _dot(w0, q, c)
+    _fence()
     return _highest(peak)
 
 
@@ -447,30 +483,37 @@ def _merge_rows_transposed(
     start: int,
     stop: int,
 ) -> Any:
-    """As ``_merge_rows``, with ``out (d_in, d_out)``; start is a multiple of BLOCK.
+    """As ``_merge_rows``, with ``out (d_in, d_out)``.
 
-    A block of rows is finished before the next column of tiles, so that cache lines of the result
-    are written whole.
+    The tiles lie in the result as they are, so that it is written in long pieces: transposing on
+    the way in costs a few shuffles, on the way out it would split cache lines.
     """
-    d_out, d_in = w0.shape
-    edge_in = np.empty((ROWS, LANES), w0.dtype)
-    edge_out = np.empty((LANES, ROWS), out.dtype)
+    d_in = w0.shape[1]
+    lead = _lead(out)
+    # Lines that are not streamed had better be finished while they are in the cache.
+    step = LANES if lead >= 0 else BLOCK
     peak = _no_peak()
-    for block in range(start, stop, BLOCK):
-        for j in range(0, d_in, LANES):
-            for i in range(block, min(block + BLOCK, stop), ROWS):
-                if i + ROWS <= d_out and j + LANES <= d_in:
-                    _prefetch(w0, i, min(j + 4 * LANES, d_in - LANES))
-                    tile = _merge_tile(w0, i, j, a_down, a_up, b_down, b_up, i, j)
-                    peak = _store_transposed(out, j, i, tile, peak)
+    for block in range(_first(start, lead), stop, step):
+        for row in range(0, d_in, ROWS):
+            j = min(row, d_in - ROWS)
+            ahead = min(j + 4 * LANES, d_in - ROWS)
+            for column in range(block, min(block + step, stop), LANES):
+                i = min(max(column, start), stop - LANES)
+                if row % LANES == 0:
+                    _prefetch_tall(w0, i, ahead)
+                if lead < 0:
+                    _prefetch_for_writing(out, ahead, i)
+                tile = _add_low_rank(_constant(1.0), a_up, a_down, j, i)
+                tile = _add_product(_constant(-0.0), _load_transposed(w0, i, j), tile)
+                tile = _add_low_rank(tile, b_up, b_down, j, i)
+                if lead >= 0 and i == column:
+                    peak = _stream(out, j, i, tile, peak)
                 else:
-                    _cut(w0, i, j, edge_in)
-                    tile = _merge_tile(edge_in, 0, 0, a_down, a_up, b_down, b_up, i, j)
-                    peak = _store_transposed(edge_out, 0, 0, tile, peak)
-                    _paste(out, j, i, edge_out)
-        if c.size:
-            for row in range(block, min(block + BLOCK, stop)):
-                shift[row] = _dot(w0, row, c)
+                    peak = _store(out, j, i, tile, peak)
+        if c.shape[0]:
+            for q in range(max(block, start), min(block + step, stop)):
+                shift[q] = _dot(w0, q, c)
+    _fence()
     return _highest(peak)
 
 
