@@ -13,11 +13,27 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from glora_deploy.errors import ExportError, MissingDependencyError
 
 from .plan import Backend, Library
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+# Types of whichever library was loaded; tests/typecheck_tensorrt.sh checks their uses.
+Builder: TypeAlias = "trt.Builder"
+BuilderConfig: TypeAlias = "trt.IBuilderConfig"
+BuilderFlags: TypeAlias = "type[trt.BuilderFlag]"
+Context: TypeAlias = "trt.IExecutionContext"
+CudaEngine: TypeAlias = "trt.ICudaEngine"
+Definition: TypeAlias = "trt.INetworkDefinition"
+OnnxParser: TypeAlias = "trt.OnnxParser"
+ParserRefitter: TypeAlias = "trt.OnnxParserRefitter"
+Refitter: TypeAlias = "trt.Refitter"
+Runtime: TypeAlias = "trt.Runtime"
+Tensor: TypeAlias = "trt.ITensor"
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,10 +26,7 @@ from glora_deploy.parity import Precision
 from glora_deploy.tensor_file import DTYPES, Place, read_layout
 
 from .plan import TensorRecord
-from .tensorrt_library import listed
-
-if TYPE_CHECKING:
-    import tensorrt as trt
+from .tensorrt_library import Builder, Definition, OnnxParser, Tensor, listed
 
 _HALVES: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _STORED = {
@@ -44,8 +41,8 @@ _NUMPY_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 class Network:
     """A parsed network, and what owns the memory it reads its weights from until it is built."""
 
-    definition: trt.INetworkDefinition
-    parser: trt.OnnxParser
+    definition: Definition
+    parser: OnnxParser
     weights: mmap.mmap
     parameters: tuple[str, ...]
     """Initializers of the graph that are tensors of the weights file, sorted."""
@@ -62,7 +59,7 @@ class Network:
 def parse_network(
     library: ModuleType,
     logger: Any,
-    builder: trt.Builder,
+    builder: Builder,
     onnx_path: Path,
     weights_path: Path,
     precision: Precision,
@@ -87,7 +84,7 @@ def parse_network(
     places = read_layout(weights_path)
     external = _external(graph, places, weights_path)
     definition = builder.create_network(_flags(library))
-    parser: trt.OnnxParser = library.OnnxParser(definition, logger)
+    parser: OnnxParser = library.OnnxParser(definition, logger)
     with weights_path.open("rb") as file:
         weights = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(parser, "load_model_proto"):
@@ -157,7 +154,7 @@ def _parse_mapped(
     )
 
 
-def _problems(parser: trt.OnnxParser) -> list[str]:
+def _problems(parser: OnnxParser) -> list[str]:
     problems = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -166,7 +163,7 @@ def _problems(parser: trt.OnnxParser) -> list[str]:
     return problems
 
 
-def _describe(count: int, get: Callable[[int], trt.ITensor]) -> tuple[TensorRecord, ...]:
+def _describe(count: int, get: Callable[[int], Tensor]) -> tuple[TensorRecord, ...]:
     return tuple(
         TensorRecord(
             name=tensor.name,

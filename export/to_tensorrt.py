@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from glora_deploy.errors import ExportError
 from glora_deploy.records import FileRecord
@@ -30,6 +30,9 @@ from .plan import (
     PlanInfo,
 )
 from .tensorrt_library import (
+    Builder,
+    BuilderConfig,
+    BuilderFlags,
     find_gpu,
     listed,
     load_tensorrt,
@@ -38,9 +41,6 @@ from .tensorrt_library import (
     make_writer,
 )
 from .tensorrt_network import Network, parse_network
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 OnStep = Callable[[str], None]
 
@@ -172,7 +172,7 @@ def _build(
     library, name = load_tensorrt(config.backend)
     logger = logger_of(library)
     logger.errors.clear()
-    builder: trt.Builder = library.Builder(logger)
+    builder: Builder = library.Builder(logger)
     network = parse_network(library, logger, builder, onnx_path, weights_path, config.precision)
     settings = _settings(library, name, builder, network, config)
     if not _serialize(library, builder, network, settings, file, on_step):
@@ -193,10 +193,10 @@ def _build(
 
 
 def _settings(
-    library: ModuleType, name: Library, builder: trt.Builder, network: Network, config: PlanConfig
-) -> trt.IBuilderConfig:
+    library: ModuleType, name: Library, builder: Builder, network: Network, config: PlanConfig
+) -> BuilderConfig:
     settings = builder.create_builder_config()
-    flags: type[trt.BuilderFlag] = library.BuilderFlag
+    flags: BuilderFlags = library.BuilderFlag
     # On by default, it would round the inputs of every float32 product to 10 bits. A half-precision
     # plan has float32 products only where a layer needs them exact.
     settings.clear_flag(flags.TF32)
@@ -220,7 +220,7 @@ def _settings(
 
 
 def _set_hardware_compatibility(
-    library: ModuleType, name: Library, settings: trt.IBuilderConfig, level: str
+    library: ModuleType, name: Library, settings: BuilderConfig, level: str
 ) -> None:
     levels = library.HardwareCompatibilityLevel.__members__
     # TensorRT-RTX has the levels, and warns that it does not support them.
@@ -255,7 +255,7 @@ def _set_compute_capabilities(
         settings.set_compute_capability(offered[capability], index)
 
 
-def _set_timing_cache(name: Library, settings: trt.IBuilderConfig, path: Path) -> None:
+def _set_timing_cache(name: Library, settings: BuilderConfig, path: Path) -> None:
     if name != "tensorrt":
         raise ExportError(
             f"timing_cache must be left out with {name}, which times nothing when it builds."
@@ -267,9 +267,9 @@ def _set_timing_cache(name: Library, settings: trt.IBuilderConfig, path: Path) -
 
 def _serialize(
     library: ModuleType,
-    builder: trt.Builder,
+    builder: Builder,
     network: Network,
-    settings: trt.IBuilderConfig,
+    settings: BuilderConfig,
     file: BinaryIO,
     on_step: OnStep,
 ) -> bool:
@@ -292,9 +292,9 @@ def _serialize(
 
 def _serialize_now(
     library: ModuleType,
-    builder: trt.Builder,
+    builder: Builder,
     network: Network,
-    settings: trt.IBuilderConfig,
+    settings: BuilderConfig,
     file: BinaryIO,
 ) -> bool:
     if not hasattr(builder, "build_serialized_network_to_stream"):
