@@ -14,6 +14,9 @@ from glora_deploy.errors import ExportError, MissingDependencyError
 
 Device = Literal["cpu", "cuda"]
 
+PREPROCESSED = "onnx.quant.pre_process"
+"""Metadata key of a model that the quantiser need not warn to fold first."""
+
 
 class OnnxSession:
     """An ONNX model ready to run.
@@ -86,7 +89,8 @@ def write_int8(
     ``Gemm`` reads it and stays float where one writes it, as the next reader is seldom one too.
 
     Args:
-        model: Float, self-contained, every node named. Not modified.
+        model: Float, self-contained, its constants folded, every node named. Gets the metadata
+            entry ``PREPROCESSED``, otherwise not modified.
         path: New file, self-contained.
         nodes: Names of ``Conv``, ``Gemm`` and ``MatMul`` nodes with constant weights.
         batches: Images ``(n, c, h, w)`` to take the ranges from; read once.
@@ -98,6 +102,7 @@ def write_int8(
     _import_onnxruntime("cpu")
     from onnxruntime import quantization
 
+    model.metadata_props.add(key=PREPROCESSED, value="onnxruntime.quant")
     quantization.quantize_static(
         model,
         str(path),
