@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
 
 from glora_deploy.backbone import load_backbone
 from glora_deploy.console import one_line_errors, progress_bars
@@ -36,8 +37,8 @@ from .ridge_probe import ridge_accuracy
 
 NAME = "demo-vit"
 
-BATCH_SIZE = 128
-LEARNING_RATE = 1.5e-3
+BATCH_SIZE = 64
+LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.05
 """Share of the steps."""
@@ -51,8 +52,8 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write both files to.")],
-    images: Annotated[int, typer.Option(min=BATCH_SIZE, help="Images to draw.")] = 160_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 6,
+    images: Annotated[int, typer.Option(min=BATCH_SIZE, help="Images to draw.")] = 60_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the images, the weights and their order.")] = 0,
 ) -> None:
     """Draw images, train the demo backbone on them, measure it and write it.
@@ -126,22 +127,24 @@ def _train(
 ) -> float:
     """Train in place, going on from the checkpoint if there is one; seconds over all its runs."""
     steps_per_epoch = len(pool.pixels) // BATCH_SIZE
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=LEARNING_RATE,
-        total_steps=n_epochs * steps_per_epoch,
-        pct_start=WARM_UP,
-        cycle_momentum=False,
-    )
+    optimizers = _build_optimizers(model)
+    schedules = [
+        OneCycleLR(
+            optimizer,
+            max_lr=LEARNING_RATE,
+            total_steps=n_epochs * steps_per_epoch,
+            pct_start=WARM_UP,
+            cycle_momentum=False,
+        )
+        for optimizer in optimizers
+    ]
+    parts: list[torch.optim.Optimizer | OneCycleLR] = [*optimizers, *schedules]
     first_epoch, seconds = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        for part, saved in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
         first_epoch, seconds = state["epochs"], state["seconds"]
     with progress_bars() as bars:
         bar = bars.add_task(
@@ -155,24 +158,42 @@ def _train(
             model.train()
             for batch in _batches(pool, np.random.default_rng([seed, epoch])):
                 loss = answer_loss(model(batch.x), batch)
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+                for part in parts:
+                    part.step()
                 recent.append(loss.item())
                 bars.update(bar, advance=1, note=f"loss {np.mean(recent):.3f}")
             seconds += time.perf_counter() - started
             state = {
                 "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
+                "parts": [part.state_dict() for part in parts],
                 "epochs": epoch + 1,
                 "seconds": seconds,
             }
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
     return seconds
+
+
+def _build_optimizers(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for everything else.
+
+    In the same time on a CPU Muon got further than AdamW at any batch size tried.
+    """
+    named = dict(model.named_parameters())
+    matrices = [n for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2]
+    muon = torch.optim.Muon(
+        [named.pop(name) for name in matrices],
+        lr=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adam = torch.optim.AdamW(
+        named.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98), fused=True
+    )
+    return muon, adam
 
 
 @dataclass(frozen=True, slots=True)
