@@ -27,9 +27,10 @@ PRECISIONS: dict[HalfPrecision, tuple[int, torch.dtype]] = {
     "fp16": (HALF, torch.float16),
     "bf16": (BFLOAT, torch.bfloat16),
 }
-# Of the spread of the logits: weights and values of 11 (8) digits through a few layers.
-RTOL: dict[HalfPrecision, float] = {"fp16": 0.02, "bf16": 0.15}
-COSINE: dict[HalfPrecision, float] = {"fp16": 0.9999, "bf16": 0.995}
+# Of the spread of the logits. In fp16, rounding the weights alone costs efficientnet_lite, with its
+# 49 layers the deepest, 0.016, and torch's own half() 0.037; bf16 has an eighth of the precision.
+RTOL: dict[HalfPrecision, float] = {"fp16": 0.04, "bf16": 0.15}
+COSINE: dict[HalfPrecision, float] = {"fp16": 0.9995, "bf16": 0.995}
 
 
 def export(folder: Path, kind: str, precision: HalfPrecision) -> Path:
