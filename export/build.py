@@ -27,8 +27,10 @@ from glora_deploy.store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS, EXPORT_RE
 
 from .engine import Engine
 from .half import to_precision
-from .inputs import ParityInputs, parity_inputs
+from .inputs import ParityInputs, parity_inputs, task_data
+from .int8_report import INT8_FILE, INT8_REPORT_FILE
 from .plan import PLAN_FILE, SIDECAR_FILE, PlanConfig
+from .quantize import QuantizeConfig, quantize
 from .ranges import Overflow, find_overflow
 from .record import ExportRecord, Format
 from .runtime import OnnxSession
@@ -52,6 +54,8 @@ class ExportConfig:
     precision: Precision = "fp32"
     single_file: bool = False
     """Put the weights into model.onnx instead of beside it."""
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    """How to quantise, for the format int8."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """How to build a TensorRT plan; its precision is set to that of the export."""
     n_images: int = 32
@@ -61,6 +65,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if not self.formats:
             raise ValueError("name at least one format to export")
+        if "int8" in self.formats and self.precision != "fp32":
+            raise ValueError(f"int8 is quantised from fp32, got precision {self.precision}")
         if self.n_images < 1:
             raise ValueError(f"parity needs at least 1 image, got {self.n_images}")
 
@@ -104,7 +110,7 @@ def export(
     with store.replace_export(artifact, config.precision) as folder:
         builder = _Builder(store, network, config, folder, inputs, on_step)
         formats = builder.carry_over(old) | {"merged", *config.formats}
-        if "trt" in formats:  # a plan is built from the ONNX model beside it
+        if {"int8", "trt"} & formats:  # both are made from the ONNX model beside them
             formats.add("onnx")
         ordered = tuple(name for name in get_args(Format) if name in formats)
         builder.build(ordered)
@@ -215,6 +221,8 @@ class _Builder:
         remade = {PARITY_FILE, EXPORT_RECORD}
         if "onnx" in self.config.formats:
             remade.add(MODEL_FILE)
+        if "int8" in self.config.formats:
+            remade |= {INT8_FILE, INT8_REPORT_FILE}
         if {"onnx", "trt"} & {*self.config.formats}:  # a plan is of one graph
             remade |= {PLAN_FILE, SIDECAR_FILE}
         for name in record.files.keys() - remade:
@@ -236,6 +244,10 @@ class _Builder:
             self._write_delta()
         if "onnx" in formats and not (self.folder / MODEL_FILE).exists():
             self._write_onnx()
+        if "int8" in formats and not (self.folder / INT8_FILE).exists():
+            task, _ = task_data(self.artifact.manifest)
+            manifest = self.artifact.manifest
+            quantize(self.folder, manifest, task, self.config.quantize, on_step=self.on_step)
         if "trt" in formats and not (self.folder / PLAN_FILE).exists():
             self.on_step("building the TensorRT plan")
             plan = replace(self.config.plan, precision=self.config.precision)
@@ -391,6 +403,7 @@ def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[P
         "merged": (CONFIG_FILE, WEIGHTS_FILE, PARITY_FILE),
         "delta": (f"{DELTA_FOLDER}/{ADAPTER}", f"{DELTA_FOLDER}/{MANIFEST}"),
         "onnx": (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE),
+        "int8": (INT8_FILE, INT8_REPORT_FILE),
         "trt": (PLAN_FILE, SIDECAR_FILE, PARITY_FILE),
     }
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ from .cli_common import (
     for_each,
     limits_with,
     open_task,
+    print_int8,
     print_report,
     steps,
 )
@@ -98,6 +99,20 @@ def export_command(
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the weights into model.onnx itself.")
     ] = False,
+    quantize: Annotated[
+        Literal["int8"] | None,
+        typer.Option(
+            help="Also write model.int8.onnx for ONNX Runtime on CPU, calibrated on the task's "
+            "validation images and measured on its test images.",
+            show_default=False,
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of test accuracy that --quantize may cost at the most."
+        ),
+    ] = 0.01,
     images: ImagesOption = 32,
     max_error: MaxErrorOption = None,
     backbone: BackboneOption = None,
@@ -157,7 +172,7 @@ def export_command(
     wanted = [name.value for name in fmt or [FormatName.merged]]
     _require_usage(task, wanted, out, push)
     assert task is not None
-    formats = _files_of(wanted)
+    formats = _files_of([*wanted, *([quantize] if quantize else [])])
     with one_line_errors():
         plan = PlanConfig(
             batch=_batch(batch),
@@ -173,6 +188,7 @@ def export_command(
         opened, artifact = open_task(store, name, version, backbone, checkpoint)
         # torch and ONNX take seconds to import: after the cheap mistakes are found.
         from .build import ExportConfig, copy_out, export
+        from .quantize import QuantizeConfig
 
         config = ExportConfig(
             formats=formats,
@@ -180,12 +196,15 @@ def export_command(
             single_file=single_file,
             n_images=images,
             limits=limits_with(precision, max_error),
+            quantize=QuantizeConfig(max_loss=max_loss),
             plan=plan,
         )
         with steps(f"{name} {precision}", quiet) as on_step:
             done = export(opened, artifact, config, on_step=on_step)
         if not quiet:
             print_report(done.report)
+            if quantize:
+                print_int8(done.folder)
             stdout.print(f"{done.folder}: {', '.join(sorted(done.record.files))}", soft_wrap=True)
         done.report.require_passed()
         if out and "triton" not in wanted:
@@ -265,7 +284,7 @@ def _files_of(wanted: list[str]) -> tuple[Format, ...]:
     """The formats of the export folder; a Triton repository is made from the ONNX model or plan."""
     if "triton" in wanted and "trt" not in wanted:
         wanted = [*wanted, "onnx"]
-    names: list[Format] = ["merged", "delta", "onnx", "trt"]
+    names: list[Format] = ["merged", "delta", "onnx", "int8", "trt"]
     return tuple(name for name in names if name in wanted)
 
 

@@ -149,3 +149,17 @@ def print_report(report: Report) -> None:
             stdout.print(f"{step.stage} skipped: {step.reason}", soft_wrap=True)
     for kept in report.overflow:
         stdout.print(f"kept in fp32: {kept}", soft_wrap=True)
+
+
+def print_int8(folder: Path) -> None:
+    """What quantising cost and brought."""
+    from .int8_report import QuantizeReport
+
+    report = QuantizeReport.read(folder)
+    accuracy = report.accuracy
+    cost = "no labels at hand"
+    if accuracy is not None:
+        cost = f"test accuracy {accuracy.before:.1%} -> {accuracy.after:.1%}"
+    speed = ", ".join(f"{t.speedup:.2f} times as fast at batch {t.batch}" for t in report.latency)
+    size = report.int8_bytes / report.float_bytes
+    stdout.print(f"int8: {cost}; {speed}; {size:.0%} of the bytes", soft_wrap=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from glora_deploy.data import load_task
 from glora_deploy.errors import DataError, MissingDependencyError
+from glora_deploy.image_set import TaskData
 from glora_deploy.manifest import Manifest
 from glora_deploy.parity import Precision
 from glora_deploy.preprocess import Preprocessing, preprocess_batch
@@ -64,18 +65,26 @@ def parity_inputs(
     return ParityInputs(images, np.ascontiguousarray(flat), wild, data)
 
 
-def _task_images(
-    manifest: Manifest, p: Preprocessing, n_images: int, rng: np.random.Generator
-) -> tuple[NDArray[Any] | None, str]:
+def task_data(manifest: Manifest) -> tuple[TaskData | None, str]:
+    """The data a delta was trained on, if they are at hand; else None and why not."""
     training = manifest.training
     if training.data is None:
-        return None, "seeded noise: the manifest names no data"
+        return None, "the manifest names no data"
     try:
         task = load_task(training.data, seed=training.seed or 0)
     except (DataError, MissingDependencyError, OSError) as error:
-        return None, f"seeded noise: {training.data} is not at hand ({error})"
+        return None, f"{training.data} is not at hand ({error})"
     if training.splits_sha256 not in (None, task.splits_sha256):
-        return None, f"seeded noise: {training.data} is not the data the delta was trained on"
+        return None, f"{training.data} is not the data the delta was trained on"
+    return task, training.data
+
+
+def _task_images(
+    manifest: Manifest, p: Preprocessing, n_images: int, rng: np.random.Generator
+) -> tuple[NDArray[Any] | None, str]:
+    task, words = task_data(manifest)
+    if task is None:
+        return None, f"seeded noise: {words}"
     chosen = rng.permutation(len(task.test))[:n_images]
     images = preprocess_batch([task.test.image(int(i)) for i in sorted(chosen)], p)
-    return images, f"{len(images)} test images of {training.data}"
+    return images, f"{len(images)} test images of {words}"

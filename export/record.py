@@ -15,7 +15,7 @@ from glora_deploy.parity import Precision
 from glora_deploy.records import FileRecord, first_problem, utc_now
 from glora_deploy.store_read import EXPORT_RECORD
 
-Format = Literal["merged", "delta", "onnx", "trt"]
+Format = Literal["merged", "delta", "onnx", "int8", "trt"]
 """In the order they are made."""
 LIBRARIES = ("glora-deploy", "torch", "timm", "onnx", "safetensors", "numpy")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from stored_tasks import make_stored_task
 from typer.testing import CliRunner, Result
 
@@ -138,3 +139,57 @@ def test_verify_checks_files_and_measures_again(tmp_path: Path) -> None:
     result = run("verify", "--task", "pets", "--store", tmp_path)
     assert result.exit_code == 1
     assert "config.json" in result.stderr
+
+
+def test_a_plan_is_built_beside_its_graph_and_skipped_by_name_without_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx installed")
+    _, artifact = make_stored_task(tmp_path)
+    result = run("--task", "pets", "--fmt", "trt", "--store", tmp_path, "--images", 1)
+    assert result.exit_code == 0, result.output
+    folder = artifact.path / "exports/fp32"
+    assert {"model.onnx", "model.plan", "plan.json"} <= {path.name for path in folder.iterdir()}
+    if not torch.cuda.is_available():
+        assert "trt-fp32 skipped: no GPU here" in result.output
+
+
+def test_several_tasks_go_into_one_triton_repository(tmp_path: Path) -> None:
+    store, _ = make_stored_task(tmp_path / "store", "cats")
+    make_stored_task(tmp_path / "store", "pets", seed=1)
+    out = tmp_path / "models"
+    result = run(
+        "--task", "cats", "--task", "pets", "--fmt", "triton", "--store", store.root,
+        "--images", 1, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir() if path.is_dir() and path.name[0] != ".") == [
+        "cats",
+        "pets",
+    ]
+    assert (out / "pets/1/model.onnx/model.safetensors").is_file()
+
+
+def test_triton_without_a_repository_is_a_usage_error(tmp_path: Path) -> None:
+    result = run("--task", "pets", "--fmt", "triton", "--store", tmp_path)
+    assert result.exit_code == 2
+    assert "--out" in result.output
+
+
+@pytest.mark.parametrize("batch", ["8", "4,2,1", "a,b,c"])
+def test_a_malformed_batch_is_one_line(tmp_path: Path, batch: str) -> None:
+    make_stored_task(tmp_path)
+    result = run("--task", "pets", "--fmt", "trt", "--store", tmp_path, "--batch", batch)
+    assert result.exit_code == 1
+    assert "batch" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_quantising_is_measured_and_refused_past_its_bound(tmp_path: Path) -> None:
+    _, artifact = make_stored_task(tmp_path)
+    arguments = ["--task", "pets", "--store", tmp_path, "--images", 1, "--quantize", "int8"]
+    refused = run(*arguments, "--max-loss", 0, "--precision", "fp16")
+    assert refused.exit_code == 1
+    assert "int8 is quantised from fp32" in refused.stderr
+    result = run(*arguments, "--max-loss", 1)
+    assert result.exit_code == 0, result.output
+    assert "times as fast at batch 8" in result.output
+    assert (artifact.path / "exports/fp32/model.int8.onnx").is_file()
