@@ -78,7 +78,8 @@ class HubClient:
         for delay_s in (*self._delays_s, None):
             try:
                 return action(self.api)
-            except (OSError, EntryNotFoundError, RuntimeError, ValueError, _NO_ANSWER) as error:
+            except (OSError, EntryNotFoundError, RuntimeError, ValueError, _NO_ANSWER) as raised:
+                error = _beneath(raised)
                 if isinstance(error, OSError) and error.filename is not None:
                     raise  # of a local file
                 if delay_s is None or not may_pass(error):
@@ -140,6 +141,12 @@ def may_pass(error: Exception) -> bool:
         return True
     refused = (ValueError, LocalTokenNotFoundError, OfflineModeIsEnabled)
     return not isinstance(error, refused) and not constants.HF_HUB_OFFLINE
+
+
+def _beneath(error: Exception) -> Exception:
+    """What made an upload fail; the client wraps it in a RuntimeError that says nothing."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """A Hugging Face Hub on 127.0.0.1: model repositories in memory, as far as push and pull need one.
 
-Spoken to by the real ``huggingface_hub`` client. Every file travels as a regular one, so no LFS
-or Xet storage is needed.
+Spoken to by the real ``huggingface_hub`` client. As on the Hub, safetensors go to large file
+storage before the commit that names them; by LFS, since Xet has no server of its own to run here.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.large: Files = {}
+        """The large file storage, by sha256."""
         self.requests: list[str] = []
         """``METHOD /path`` of every request, in order."""
         self.faults: list[tuple[str, Fault]] = []
@@ -95,6 +97,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[HubServ
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with HubServer() as server:
         yield server
@@ -125,7 +128,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 else:
                     self.close_connection = True
 
-        do_GET = do_HEAD = do_POST = handle_request  # noqa: N815  # the base class calls these
+        do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815  # the base class calls these
 
         def reply(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
@@ -156,6 +159,11 @@ class _Answer:
             return _error(401, "", "Invalid username or password.")
         if self.method == "POST" and self.token != WRITE:
             return _error(403 if self.token else 401, "", "You may not do this.")
+        if self.method == "PUT":  # to an address that batch() gave, so no token is needed
+            self.hub.large[self.path.rpartition("/")[2]] = self.body
+            return _json({})
+        if self.path.endswith(".git/info/lfs/objects/batch"):
+            return self.batch()
         if self.path == "/api/validate-yaml":
             card = json.loads(self.body)["content"]
             bad = re.search(r"^license: (nonsense)$", card, re.MULTILINE)
@@ -209,11 +217,25 @@ class _Answer:
     def preupload(self, files: Files) -> Reply:
         asked = [entry["path"] for entry in json.loads(self.body)["files"]]
         modes = [
-            {"path": path, "uploadMode": "regular", "shouldIgnore": False}
-            | ({"oid": _oid(files[path])} if path in files else {})
+            {
+                "path": path,
+                "uploadMode": "lfs" if _is_large(path) else "regular",
+                "shouldIgnore": False,
+                "oid": _oid(path, files[path]) if path in files else None,
+            }
             for path in asked
         ]
         return _json({"files": modes})
+
+    def batch(self) -> Reply:
+        def place(oid: str) -> dict[str, Any]:
+            return {"actions": {"upload": {"href": f"{self.hub.endpoint}/large/{oid}"}}}
+
+        objects = [
+            asked | ({} if asked["oid"] in self.hub.large else place(asked["oid"]))
+            for asked in json.loads(self.body)["objects"]
+        ]
+        return _json({"transfer": "basic", "objects": objects})
 
     def commit(self, name: str, repo: Repo, branch: str) -> Reply:
         header, *operations = map(json.loads, self.body.splitlines())
@@ -224,6 +246,8 @@ class _Answer:
             value = operation["value"]
             if operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.hub.large[value["oid"]]
             elif operation["key"] == "deletedFile":
                 del files[value["path"]]
             else:
@@ -237,7 +261,7 @@ class _Answer:
         if data is None:
             return _error(404, "EntryNotFound", "Entry not found")
         sha = repo.branches.get(revision, revision)
-        return 200, data, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": sha}
+        return 200, data, {"ETag": f'"{_oid(path, data)}"', "X-Repo-Commit": sha}
 
 
 def _info(name: str, repo: Repo, revision: str) -> dict[str, Any]:
@@ -248,12 +272,18 @@ def _info(name: str, repo: Repo, revision: str) -> dict[str, Any]:
 
 def _tree(files: Files) -> list[dict[str, Any]]:
     return [
-        {"type": "file", "path": path, "size": len(data), "oid": _oid(data)}
+        {"type": "file", "path": path, "size": len(data), "oid": _oid(path, data)}
         for path, data in files.items()
     ]
 
 
-def _oid(data: bytes) -> str:
+def _is_large(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+def _oid(path: str, data: bytes) -> str:
+    if _is_large(path):
+        return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 

@@ -84,7 +84,7 @@ LORA: dict[str, dict[str, Any]] = {
     "patterns": {
         "target_modules": LINEAR,
         "rank_pattern": {"fc1": 5, r"blocks\.1\.attn\.qkv": 7},
-        "alpha_pattern": {"blocks.0.mlp.fc1": 11, "^blocks.1.attn.proj": 2},
+        "alpha_pattern": {"blocks.0.mlp.fc1": 11, "^blocks.1.attn.proj": 2, "fc2": 3},
     },
     "biases of its layers": {"target_modules": ["qkv", "fc2"], "bias": "lora_only"},
     "all biases": {"target_modules": ["qkv"], "bias": "all"},
