@@ -298,11 +298,13 @@ class _Builder:
 
     def _write_onnx(self) -> None:
         skeleton = self._skeleton()
-        if self.config.precision != "fp32":
-            self.on_step("looking for values that leave half precision")
+        if self.config.precision == "bf16":  # it has the range of float32
+            skeleton = to_precision(skeleton, "bf16")
+        elif self.config.precision == "fp16":
+            self.on_step("looking for values that leave fp16")
             found = self._overflow(skeleton)
             self.overflow = tuple(f"{o.layer or 'network'} {o.op}: {o.max_abs:.3g}" for o in found)
-            skeleton = to_precision(skeleton, self.config.precision, [o.node for o in found])
+            skeleton = to_precision(skeleton, "fp16", [o.node for o in found])
         self.on_step("writing the ONNX model")
         manifest = self.artifact.manifest
         metadata = describe(
@@ -357,7 +359,9 @@ def stages_of(
         stages.append(
             Stage(f"delta-{precision}", precision, lambda: _delta_logits(network, folder))
         )
-    if "onnx" in formats:
+    if "onnx" in formats and precision == "bf16":
+        stages.append(Skipped("onnx-bf16", "ONNX Runtime has no bf16 arithmetic on the CPU"))
+    elif "onnx" in formats:
         stages.append(
             Stage(f"onnx-{precision}", precision, lambda: OnnxSession(folder / MODEL_FILE).logits)
         )
