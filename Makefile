@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STORE ?= demo-output
+DEMO_TASKS := digits photos orientation
 # One stamp per pyproject.toml: the environment is rebuilt when the dependencies change, or when
 # the interpreter behind it is gone.
 STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
@@ -27,8 +28,16 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: install ## train, search, merge, prove and export three tasks; about 4 minutes on 2 cores
-	$(BIN)/python benchmarks/demo.py --store $(STORE)
+demo: install ## train, search, merge, prove and export three tasks; at most 4 minutes on 2 cores
+	rm -rf $(STORE)
+	@set -e; for task in $(DEMO_TASKS); do \
+	  echo "==> python -m glora_deploy.training --task $$task --schedule short --compare-lora --store $(STORE)"; \
+	  $(BIN)/python -m glora_deploy.training --task $$task --schedule short --compare-lora --store $(STORE); \
+	done
+	$(BIN)/python -m glora_deploy.export $(DEMO_TASKS:%=--task %) --fmt merged --fmt onnx --store $(STORE)
+	$(BIN)/python -m glora_deploy.export $(DEMO_TASKS:%=--task %) --fmt onnx --precision fp16 --store $(STORE)
+	$(BIN)/glora list --store $(STORE)
+	@echo "Everything lies in $(STORE)/TASK/VERSION: the delta and its manifest, and below exports/ what ships."
 
 test: install ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
