@@ -44,11 +44,8 @@ _MODEL = r"(?:(?:vit|deit|dinov2)\.)?"
 def timm_place(name: str) -> Place | None:
     """The place of a transformers layer in timm's network; None if it has none.
 
-    >>> timm_place("vit.encoder.layer.3.attention.attention.value")
-    Place(layer='blocks.3.attn.qkv', index=2, count=3)
-    >>> timm_place("dinov2.layernorm")
-    Place(layer='norm', index=0, count=1)
-    >>> timm_place("vit.pooler.dense")
+    ``vit.encoder.layer.3.attention.attention.value`` is the last third of the rows of
+    ``blocks.3.attn.qkv``; ``vit.pooler.dense`` is nowhere.
     """
     if found := re.fullmatch(_MODEL + r"(?:encoder\.)?layers?\.([0-9]+)\.(.+)", name):
         if found[2] not in _WITHIN:
