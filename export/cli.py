@@ -25,6 +25,7 @@ from .cli_common import (
     TokenOption,
     VersionOption,
     for_each,
+    hub_steps,
     limits_with,
     open_task,
     print_int8,
@@ -213,18 +214,17 @@ def export_command(
         if push:
             from .hub import push as push_export
 
-            with steps(push, quiet) as on_step:
-                address = push_export(
-                    opened,
-                    artifact,
-                    precision,
-                    push,
-                    private=private,
-                    revision=revision,
-                    license=license,
-                    token=token,
-                    on_step=on_step,
-                )
+            address = push_export(
+                opened,
+                artifact,
+                precision,
+                push,
+                private=private,
+                revision=revision,
+                license=license,
+                token=token,
+                on_step=hub_steps(quiet),
+            )
             stdout.print(address, soft_wrap=True)
 
     for_each(task, export_one)

@@ -17,6 +17,7 @@ from .cli_common import (
     RevisionOption,
     StoreOption,
     TokenOption,
+    hub_steps,
     steps,
 )
 
@@ -36,16 +37,15 @@ def pull(
     with one_line_errors(UNCHANGED):
         from .hub import pull as pull_delta
 
-        with steps(repo, quiet) as on_step:
-            artifact = pull_delta(
-                ArtifactStore.create(store),
-                repo,
-                revision=revision,
-                task=task,
-                checkpoint=checkpoint,
-                token=token,
-                on_step=on_step,
-            )
+        artifact = pull_delta(
+            ArtifactStore.create(store),
+            repo,
+            revision=revision,
+            task=task,
+            checkpoint=checkpoint,
+            token=token,
+            on_step=hub_steps(quiet),
+        )
         stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
 
 

@@ -15,6 +15,7 @@ from glora_deploy.console import (
     make_table,
     one_line_errors,
     progress_bars,
+    stderr,
     stdout,
 )
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
@@ -122,6 +123,16 @@ def steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
     with progress_bars(quiet=quiet) as bars:
         bar = bars.add_task(title, total=None, note="")
         yield lambda step: bars.update(bar, advance=1, note=step)
+
+
+def hub_steps(quiet: bool) -> Callable[[str], None]:
+    """Lines on stderr between the Hub client's own progress bars, which a live line would break."""
+    if not quiet:
+        return lambda step: stderr.print(step, soft_wrap=True)
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    return lambda _: None
 
 
 def print_report(report: Report) -> None:

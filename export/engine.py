@@ -184,10 +184,8 @@ def set_weights(
     dtypes = {}
     for name, tensor in kept.items():
         wanted = refitter.get_weights_prototype(name)
-        if (_TENSORRT_NAMES.get(tensor.dtype.name), tensor.size) != (
-            wanted.dtype.name,
-            wanted.size,
-        ):
+        dtype = _TENSORRT_NAMES.get(tensor.dtype.name)
+        if (dtype, tensor.size) != (wanted.dtype.name, wanted.size):
             raise ValueError(
                 f"{name}: must be {wanted.size} numbers of type {wanted.dtype.name}, "
                 f"got {tensor.size} of {tensor.dtype.name}"

@@ -8,7 +8,7 @@ is rounded once, to float32.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import Backbone
 from glora_deploy.errors import BackboneMismatchError
 from glora_deploy.layer import layer_shape
-from glora_deploy.manifest import BackboneRecord, LayerRecord, ManifestDraft
+from glora_deploy.manifest import LayerRecord, ManifestDraft
 from glora_deploy.paths import SUPPORTS, LayerPaths, LayerShape, Path as SupportPath, Support
-from glora_deploy.records import PreprocessingRecord, TrainingRecord
+from glora_deploy.records import TrainingRecord
 from glora_deploy.store import ArtifactStore
 from glora_deploy.tensor_file import map_tensors
 
@@ -175,15 +175,8 @@ def store_import(
     """
     n_classes = len(imported.tensors[f"{backbone.classifier[0]}.weight"])
     draft = ManifestDraft(
-        backbone=BackboneRecord(
-            name=backbone.architecture,
-            model_args=dict(backbone.model_args),
-            source=backbone.source,
-            fingerprint=backbone.fingerprint,
-            classifier=backbone.classifier,
-            input_size=backbone.input_size,
-        ),
-        preprocessing=PreprocessingRecord(**asdict(backbone.preprocessing)),
+        backbone=backbone.record(),
+        preprocessing=backbone.preprocessing_record(),
         labels=tuple(labels or (f"class {index}" for index in range(n_classes))),
         layers=imported.layers,
         training=TrainingRecord(

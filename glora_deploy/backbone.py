@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,10 @@ from .errors import ArtifactError, BackboneMismatchError, HubError, StoreError
 from .fingerprint import fingerprint
 from .packaged import PACKAGED, packaged_config
 from .preprocess import Preprocessing
+from .records import BackboneRecord, PreprocessingRecord
+
+_LOADING_ARGUMENTS = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "scriptable"}
+"""Arguments of timm that name files or places; a manifest from elsewhere must not set them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,21 @@ class Backbone:
             model = _create(self.architecture, {**self.model_args, "num_classes": n_classes})
         load_backbone_state(model, self.tensors, self.classifier, where=self.source)
         return model.eval()
+
+    def record(self) -> BackboneRecord:
+        """What a manifest says of it."""
+        return BackboneRecord(
+            name=self.architecture,
+            model_args=dict(self.model_args),
+            source=self.source,
+            fingerprint=self.fingerprint,
+            classifier=self.classifier,
+            input_size=self.input_size,
+        )
+
+    def preprocessing_record(self) -> PreprocessingRecord:
+        """What a manifest says of its preprocessing."""
+        return PreprocessingRecord(**asdict(self.preprocessing))
 
     def config(self) -> dict[str, Any]:
         """Timm's ``pretrained_cfg`` fields for this backbone, JSON-ready."""
@@ -131,7 +150,9 @@ def load_backbone(
         _load_checked(model, state, source)
     elif checkpoint is None:
         model = _fetch(architecture, arguments, cfg_overlay)
-        source = f"timm:{name}"
+        # With the tag that timm chose: its default may be another one some day.
+        tag = cast(Any, model).pretrained_cfg.get("tag")
+        source = f"timm:{architecture.partition('.')[0]}{f'.{tag}' if tag else ''}"
     elif str(checkpoint).startswith("random:"):
         source = str(checkpoint)
         with torch.random.fork_rng(devices=[]):
@@ -244,6 +265,8 @@ def load_backbone_state(
 def _create(
     name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any] | None = None
 ) -> nn.Module:
+    if unsafe := sorted(_LOADING_ARGUMENTS & model_args.keys()):
+        raise ValueError(f"backbone {name}: model_args must not hold {unsafe[0]!r}")
     try:
         model = timm.create_model(
             name, pretrained=False, pretrained_cfg_overlay=dict(overlay or {}), **model_args

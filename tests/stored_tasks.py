@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import Backbone, load_backbone
 from glora_deploy.inject import extract_supports, find_layers, glora_layers, inject
-from glora_deploy.manifest import BackboneRecord, LayerRecord, ManifestDraft
+from glora_deploy.manifest import LayerRecord, ManifestDraft
 from glora_deploy.paths import LayerKind
-from glora_deploy.records import PreprocessingRecord, TrainingRecord
+from glora_deploy.records import TrainingRecord
 from glora_deploy.store import ArtifactStore
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
@@ -78,15 +77,8 @@ def make_stored_task(
         if name.startswith(heads)
     }
     draft = ManifestDraft(
-        backbone=BackboneRecord(
-            name=backbone.architecture,
-            model_args=dict(backbone.model_args),
-            source=backbone.source,
-            fingerprint=backbone.fingerprint,
-            classifier=backbone.classifier,
-            input_size=backbone.input_size,
-        ),
-        preprocessing=PreprocessingRecord(**asdict(backbone.preprocessing)),
+        backbone=backbone.record(),
+        preprocessing=backbone.preprocessing_record(),
         labels=tuple(labels),
         layers={n: LayerRecord.of(space.shapes[n], paths) for n, paths in subnet.items()},
         training=TrainingRecord(

@@ -16,10 +16,8 @@ from glora_deploy.data import ImageSet, load_task
 from glora_deploy.errors import StoreError
 from glora_deploy.inject import extract_supports
 from glora_deploy.manifest import (
-    BackboneRecord,
     LayerRecord,
     ManifestDraft,
-    PreprocessingRecord,
     TrainingRecord,
 )
 from glora_deploy.store import ArtifactStore
@@ -173,15 +171,8 @@ def _store(
 def _draft(job: Job, trained: Trained, test_accuracy: float) -> ManifestDraft:
     backbone, config = job.backbone, job.config
     return ManifestDraft(
-        backbone=BackboneRecord(
-            name=backbone.architecture,
-            model_args=dict(backbone.model_args),
-            source=backbone.source,
-            fingerprint=backbone.fingerprint,
-            classifier=backbone.classifier,
-            input_size=backbone.input_size,
-        ),
-        preprocessing=PreprocessingRecord(**asdict(backbone.preprocessing)),
+        backbone=backbone.record(),
+        preprocessing=backbone.preprocessing_record(),
         labels=job.data.classes,
         layers={
             layer: LayerRecord.of(shape, trained.subnet[layer])

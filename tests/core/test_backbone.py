@@ -161,3 +161,9 @@ def test_models_that_differ_in_kind_name_their_classifiers() -> None:
         "deit_tiny_distilled_patch16_224": ("head", "head_dist"),
     }.items():
         assert load_backbone(name, checkpoint="random:0").classifier == heads
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_arguments_that_name_files_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"model_args must not hold '{name}'"):
+        load_backbone(VIT, checkpoint="random:0", model_args={name: "/etc/passwd"})
