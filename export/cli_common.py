@@ -129,7 +129,7 @@ def hub_steps(quiet: bool) -> Callable[[str], None]:
     """Lines on stderr between the Hub client's own progress bars, which a live line would break."""
     if not quiet:
         return lambda step: stderr.print(step, soft_wrap=True)
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     return lambda _: None
