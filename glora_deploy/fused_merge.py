@@ -257,12 +257,13 @@ def require_shapes(
     found: dict[str, Shape | None] = {"out_w": out_w, "out_b": out_b, "b0": b0, **dict(supports)}
     wanted: dict[str, Shape | None] = {"out_w": w0[::-1] if transposed else w0}
     wanted |= dict.fromkeys(("b0", "out_b"), None if b0 is None else (d_out,))
-    for support in SUPPORTS:
+    for support in SUPPORTS if b0 else SUPPORTS[:2]:
         wanted |= layer.tensor_shapes(support, _path(support, dict(supports)))
     for name in sorted(found.keys() | wanted.keys()):
         if (shape := found.get(name)) != (rule := wanted.get(name)):
-            rule_text = f"have shape {rule}" if rule else "be absent"
-            raise ValueError(f"{name} must {rule_text} where w0 is {w0}, got {shape or 'none'}")
+            duty = f"have shape {rule}" if rule else "be absent"
+            place = f"where w0 is {w0}{'' if b0 else ' without b0'}"
+            raise ValueError(f"{name} must {duty} {place}, got {shape or 'none'}")
 
 
 def _path(support: Support, shapes: Mapping[str, Shape]) -> Path:

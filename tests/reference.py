@@ -27,6 +27,19 @@ def reference_support(supports: Supports, name: str, shape: tuple[int, ...]) -> 
     return full
 
 
+FORMATS = {"float32": (24, -149, 128), "float16": (11, -24, 16), "bfloat16": (8, -133, 128)}
+"""Bits of the significand, and the exponents of the least number and of the first too large."""
+
+
+def reference_round(values: Float64, dtype: str) -> Float64:
+    """Values of a narrower format nearest to float64 values, ties to even, as float64."""
+    bits, least, too_large = FORMATS[dtype]
+    _, exponents = np.frexp(values)
+    unit = np.ldexp(1.0, np.maximum(exponents - bits, least))
+    rounded = np.rint(values / unit) * unit  # both exact: unit is a power of two
+    return np.where(np.abs(rounded) < 2.0**too_large, rounded, np.copysign(np.inf, values))
+
+
 def reference_merge(
     w0: NDArray[Any], b0: NDArray[Any] | None, supports: Supports
 ) -> tuple[Float64, Float64 | None]:
