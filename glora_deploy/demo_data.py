@@ -6,7 +6,7 @@
                           centre; the regions were outlined by hand, and no two splits share a
                           pixel because each takes whole blocks of the photographs
 ``position``          16  which cell of a 4x4 grid holds a drawn shape (after dSprites location)
-``orientation``       12  how far a drawn shape is turned from upright, in steps of 30 degrees
+``orientation``       12  where a drawn shape points, in steps of 30 degrees clockwise from up
                           (after dSprites orientation)
 ===============  =======  ======================================================================
 
@@ -128,7 +128,7 @@ def load_orientation(seed: int) -> TaskData:
     n = N_TRAIN + N_VAL + N_TEST
     labels = rng.permutation(np.arange(n) % N_DIRECTIONS)
     step = 2 * np.pi / N_DIRECTIONS
-    shapes = ("arrow", "wedge", "drop", "heart", "tee")
+    shapes = ("arrow", "wedge", "drop")
     pixels = np.empty((n, DRAWN_SIZE, DRAWN_SIZE, 3), np.uint8)
     for i, label in enumerate(labels.tolist()):
         x, y = rng.uniform(0.4, 0.6, 2) * DRAWN_SIZE
