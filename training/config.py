@@ -34,6 +34,9 @@ class TrainConfig:
     """Images per step; all of them share one subnet."""
     lr: float
     """Peak learning rate of AdamW."""
+    supernet_share: float
+    """Share of the epochs that train the supernet. The rest, after the search, trains the subnet
+    that was chosen, alone. Above 0 and at most 1."""
     warmup_epochs: int
     """Epochs of linear rise to the peak."""
     warmup_lr: float
@@ -69,6 +72,12 @@ class TrainConfig:
         for name in ("warmup_lr", "final_lr", "weight_decay"):
             value = getattr(self, name)
             _require(name, "be finite and at least 0", value, holds=0 <= value < math.inf)
+        _require(
+            "supernet_share",
+            "be above 0 and at most 1",
+            self.supernet_share,
+            holds=0 < self.supernet_share <= 1,
+        )
         _require("drop_path", "be in [0, 1)", self.drop_path, holds=0 <= self.drop_path < 1)
         _require(
             "ranks",
@@ -91,6 +100,11 @@ class TrainConfig:
             holds=self.checkpoint_every >= 1,
         )
 
+    @property
+    def supernet_epochs(self) -> int:
+        """Epochs before the search."""
+        return max(1, round(self.supernet_share * self.epochs))
+
     @classmethod
     def preset(cls, schedule: Schedule, **changes: Any) -> TrainConfig:
         """The documented values of a schedule, with some of them changed.
@@ -110,6 +124,7 @@ _TRAIN_PRESETS: dict[Schedule, dict[str, Any]] = {
         "epochs": 500,
         "batch_size": 64,
         "lr": 5e-4,
+        "supernet_share": 1.0,
         "warmup_epochs": 10,
         "warmup_lr": 1e-6,
         "final_lr": 1e-5,
@@ -120,7 +135,8 @@ _TRAIN_PRESETS: dict[Schedule, dict[str, Any]] = {
     "short": {
         "epochs": 20,
         "batch_size": 32,
-        "lr": 2e-3,
+        "lr": 1e-2,
+        "supernet_share": 0.6,
         "warmup_epochs": 1,
         "warmup_lr": 1e-6,
         "final_lr": 1e-5,

@@ -35,6 +35,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
     with ``torch.set_num_threads`` or OMP_NUM_THREADS, never here.
     """
     before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     if device.type == "cuda":
         # cuBLAS reads it when its first handle is made; without it torch refuses to multiply.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -44,4 +45,4 @@ def repeatable(device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)

@@ -44,7 +44,7 @@ class MergedNetwork:
     """One vanilla network that becomes any subnet of a trained supernet.
 
     Args:
-        supernet: Already trained; the classifier is copied once, here.
+        supernet: Where the subnets are taken from, as they are at each call.
         network: Vanilla, of the same architecture and number of classes, in eval mode, on the
             supernet's device. Its adapted layers and classifier are overwritten.
     """
@@ -57,9 +57,6 @@ class MergedNetwork:
             for name, layer in glora_layers(supernet.model).items()
             for key, tensor in layer.base.state_dict().items()
         }
-        state = network.state_dict()
-        for name, parameter in supernet.head().items():
-            state[name].copy_(parameter.detach())
 
     def become(self, subnet: Subnet) -> nn.Module:
         """Merge a subnet into the network, over whatever it was before.
@@ -69,6 +66,7 @@ class MergedNetwork:
         """
         supports = extract_supports(self._supernet.model, subnet)
         merge_into(self.network, self._frozen, supports, self._supernet.space.shapes)
+        self.network.load_state_dict(self._supernet.head(), strict=False)
         return self.network
 
     def accuracy(self, subnet: Subnet, images: Pixels) -> float:

@@ -19,12 +19,13 @@ from .config import Method, RunConfig, TrainConfig
 from .evaluate import MergedNetwork
 from .pixels import Pixels
 from .run_folder import RunFolder, ScoreMemory
-from .schedule import draw_always, draw_largest_first, draw_uniform
-from .search import Scored, evolve
-from .supernet import Supernet, build_supernet, train_supernet
+from .schedule import Draw, draw_always, draw_largest_first, draw_uniform
+from .search import Scored, SearchResult, evolve
+from .supernet import Supernet, build_supernet
+from .trainer import Trainer
 
 Report = Callable[[str, int, int, str], None]
-"""Called with a stage, how much of it is done, of how much, and a note."""
+"""Called with a stage, how much of it is done, of how much in all, and a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class Trained:
     """Seconds of training."""
     search_s: float
     """Seconds of search."""
-    n_evaluated: int
-    """Subnets that the search scored."""
+    search: SearchResult | None
+    """What the search found; None where there was none."""
 
 
 def require_trainable(config: RunConfig, backbone: Backbone, n_classes: int) -> None:
@@ -78,69 +79,80 @@ def require_trainable(config: RunConfig, backbone: Backbone, n_classes: int) -> 
 def train_glora(job: Job) -> Trained:
     """Train a supernet on the training split, search it on the validation split.
 
-    With ``retrain`` the supernet is trained once more, on both splits together, and the subnet
-    takes its weights from that one; its validation accuracy stays the one that chose it.
+    Where the schedule leaves epochs after the search, they train the chosen subnet alone. With
+    ``retrain`` all of the training is done once more on both splits together, with the chosen
+    subnet given; the validation accuracy then stays that of the first training.
 
     Raises:
         NonFiniteError: If training diverges.
-        ValueError: If no layer can be adapted, or no subnet keeps the parameter limits.
+        ValueError: If no subnet keeps the parameter limits.
     """
-    config = job.config
-    supernet, train_s = _train_glora_supernet(job, "supernet", job.train)
+    config, n_first = job.config, job.config.train.supernet_epochs
+    supernet, trainer = _prepare(job, "training", job.train)
+    trainer.train(_draw(config.train, supernet), until=n_first)
     merged = _merged(job, supernet)
-    n_planned = config.search.population * (config.search.generations + 1)
-
-    def report(n_evaluated: int, best: Scored) -> None:
-        note = f"best {best.fitness:.1%}, {best.n_parameters:,} parameters"
-        job.report("search", n_evaluated, n_planned, note)
-
     memory = ScoreMemory(
         lambda subnet: merged.accuracy(subnet, job.val), job.folder, config.search.population
     )
-    result = evolve(
-        supernet.space,
-        memory,
-        config.search,
-        random.Random(f"{config.seed}/search"),
-        first=[supernet.space.largest()] if config.train.schedule == "short" else [],
-        report=report,
-    )
-    job.report("search", n_planned, n_planned, f"best {result.best.fitness:.1%}")
+    result = _search(job, supernet, memory)
     search_s = memory.seconds
+    memory.write()  # the scores are those of weights that are about to change
+    subnet = result.best.subnet
+    trainer.train(draw_always(subnet))
+    val_accuracy, train_s = merged.accuracy(subnet, job.val), trainer.seconds
     if config.retrain:
         both = Pixels(job.data.train_val, job.backbone.preprocessing, job.device)
-        supernet, seconds = _train_glora_supernet(job, "retraining", both)
-        train_s += seconds
+        supernet, trainer = _prepare(job, "retraining", both)
+        trainer.train(_draw(config.train, supernet), until=n_first)
+        trainer.train(draw_always(subnet))
+        train_s += trainer.seconds
         merged = _merged(job, supernet)
+    network = merged.become(subnet)
     return Trained(
-        "glora",
-        config.train,
-        supernet,
-        result.best.subnet,
-        merged.become(result.best.subnet),
-        result.best.fitness,
-        train_s,
-        search_s,
-        result.n_evaluated,
+        "glora", config.train, supernet, subnet, network, val_accuracy, train_s, search_s, result
     )
 
 
-def _train_glora_supernet(job: Job, stage: str, images: Pixels) -> tuple[Supernet, float]:
+def _prepare(job: Job, stage: str, images: Pixels) -> tuple[Supernet, Trainer]:
     config = job.config
     supernet = build_supernet(
         job.backbone, job.data.n_classes, config.train, seed=config.seed, device=job.device
     )
-    draws = {"paper": draw_uniform, "short": draw_largest_first}
-    seconds = train_supernet(
+    trainer = Trainer(
         supernet,
         images,
         config.train,
-        draws[config.train.schedule](supernet.space),
         random.Random(f"{config.seed}/{stage}"),
         checkpoint=job.folder.checkpoint(stage),
         report=_epoch_report(job.report, stage, config.train.epochs),
     )
-    return supernet, seconds
+    return supernet, trainer
+
+
+def _draw(train: TrainConfig, supernet: Supernet) -> Draw:
+    make = draw_uniform if train.schedule == "paper" else draw_largest_first
+    return make(supernet.space)
+
+
+def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) -> SearchResult:
+    config = job.config
+    n_planned = config.search.population * (config.search.generations + 1)
+
+    def report(n_evaluated: int, best: Scored) -> None:
+        note = f"accuracy {best.fitness:.1%}, {best.n_parameters:,} parameters"
+        job.report("search", n_evaluated, n_planned, note)
+
+    result = evolve(
+        supernet.space,
+        fitness,
+        config.search,
+        random.Random(f"{config.seed}/search"),
+        first=[] if config.train.schedule == "paper" else [supernet.space.largest()],
+        report=report,
+    )
+    # A small space is exhausted earlier: the bar is full all the same.
+    job.report("search", n_planned, n_planned, f"accuracy {result.best.fitness:.1%}")
+    return result
 
 
 def train_lora(job: Job, seconds: float | None = None) -> Trained:
@@ -161,20 +173,19 @@ def train_lora(job: Job, seconds: float | None = None) -> Trained:
         epochs = job.folder.remember("lora-epochs", lambda: _epochs_within(limit, job))
         train = replace(train, epochs=epochs)
     supernet, subnet = _build_lora(job.config, train, job.backbone, job.data.n_classes, job.device)
-    train_s = train_supernet(
+    trainer = Trainer(
         supernet,
         job.train,
         train,
-        draw_always(subnet),
         random.Random(f"{job.config.seed}/lora"),
         checkpoint=job.folder.checkpoint("lora"),
         report=_epoch_report(job.report, "lora", train.epochs),
     )
+    trainer.train(draw_always(subnet))
     merged = _merged(job, supernet)
     accuracy = merged.accuracy(subnet, job.val)
-    return Trained(
-        "lora", train, supernet, subnet, merged.become(subnet), accuracy, train_s, 0.0, 1
-    )
+    network = merged.become(subnet)
+    return Trained("lora", train, supernet, subnet, network, accuracy, trainer.seconds, 0.0, None)
 
 
 def _build_lora(
@@ -203,14 +214,14 @@ def _epochs_within(seconds: float, job: Job) -> int:
     train = replace(job.config.train, epochs=2, warmup_epochs=0)
     supernet, subnet = _build_lora(job.config, train, job.backbone, job.data.n_classes, job.device)
     ends: list[float] = []
-    train_supernet(
+    trainer = Trainer(
         supernet,
         job.train,
         train,
-        draw_always(subnet),
         random.Random(0),
         report=lambda epoch, loss, accuracy: ends.append(time.perf_counter()),
     )
+    trainer.train(draw_always(subnet))
     return max(job.config.train.warmup_epochs + 1, round(seconds / (ends[1] - ends[0])))
 
 

@@ -202,10 +202,11 @@ def _settings(config: RunConfig, trained: Trained) -> dict[str, Any]:
     }
     for elsewhere in ("schedule", "epochs", "checkpoint_every"):
         del settings[elsewhere]
-    if trained.method == "glora":
+    if trained.search is not None:
         settings["search"] = asdict(config.search)
         settings["search_seconds"] = trained.search_s
-        settings["n_evaluated"] = trained.n_evaluated
+        settings["search_accuracy"] = trained.search.best.fitness
+        settings["n_evaluated"] = trained.search.n_evaluated
         settings["retrain"] = config.retrain
     return settings
 

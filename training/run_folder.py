@@ -106,9 +106,12 @@ class ScoreMemory:
         if key not in self._scores:
             self._scores[key] = self._fitness(subnet)
             if len(self._scores) % self._write_every == 0:
-                kept = {"seconds": self.seconds, "scores": self._scores}
-                self._folder.write("scores", kept)
+                self.write()
         return self._scores[key]
+
+    def write(self) -> None:
+        """Keep every score known now; what follows the search may change the weights."""
+        self._folder.write("scores", {"seconds": self.seconds, "scores": self._scores})
 
 
 def _require_same(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:

@@ -7,7 +7,8 @@ epoch e to lr(e - 1), so that two epochs run at the warm-up rate; here epoch e r
 ``short`` is for tens of epochs instead of hundreds. The same curve is followed step by step, the
 vector and scalar paths are scaled so that an optimiser step moves the layer's output about as
 much as it does on a lora path, and the largest subnet is trained with a probability that falls
-from 1 to ``LARGEST_SHARE``: uniform sampling alone leaves the large forms untrained.
+from 1 to ``LARGEST_SHARE``: uniform sampling alone leaves the large forms untrained. The search
+comes before the end of the curve, and what is left of it trains the chosen subnet alone.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
         ({"ranks": (0,)}, "ranks must be"),
         ({"kinds": ("linear", "attention")}, "kinds must be one or more of"),
         ({"epochs": 1, "warmup_epochs": 1}, "warmup_epochs must be below epochs=1, got 1"),
+        ({"supernet_share": 0.0}, "supernet_share must be above 0 and at most 1, got 0.0"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and at least 0"),
     ],
 )
@@ -79,3 +80,9 @@ def test_options_that_contradict_the_method_are_refused() -> None:
 def make_run(**changes: Any) -> RunConfig:
     train, search = TrainConfig.preset("short"), SearchConfig.preset("short")
     return RunConfig(task="digits", data="digits", train=train, search=search, **changes)
+
+
+def test_the_paper_searches_after_all_epochs_and_short_before_the_last() -> None:
+    assert TrainConfig.preset("paper").supernet_epochs == 500
+    assert TrainConfig.preset("short", epochs=10, supernet_share=0.6).supernet_epochs == 6
+    assert TrainConfig.preset("short", epochs=1, warmup_epochs=0).supernet_epochs == 1

@@ -4,8 +4,6 @@ import random
 
 import pytest
 import torch
-from stored_tasks import make_backbone
-from tasks import make_images
 from torch import Tensor, nn
 
 from glora_deploy.inject import set_subnet
@@ -14,6 +12,8 @@ from glora_deploy.training.config import TrainConfig
 from glora_deploy.training.evaluate import MergedNetwork, accuracies
 from glora_deploy.training.pixels import Pixels
 from glora_deploy.training.supernet import Supernet, build_supernet
+from stored_tasks import make_backbone
+from tasks import make_images
 
 CPU = torch.device("cpu")
 KINDS = ("linear", "conv", "affine")

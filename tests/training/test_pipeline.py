@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -9,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stored_tasks import make_backbone
-from tasks import make_task
 from torch import from_numpy
 
 from glora_deploy.artifact import Artifact
@@ -23,6 +22,9 @@ from glora_deploy.store import ArtifactStore
 from glora_deploy.training import methods, pipeline
 from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run
+from glora_deploy.training.trainer import Trainer
+from stored_tasks import make_backbone
+from tasks import make_task
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,12 @@ def make_config(**changes: Any) -> RunConfig:
 
 def train(root: Path, **changes: Any) -> list[Outcome]:
     return run(make_config(**changes), root, lambda *progress: None)
+
+
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert np.array_equal(found[name], tensor), name
 
 
 def answers(artifact: Artifact, store: ArtifactStore, images: ImageSet) -> np.ndarray:
@@ -96,6 +104,7 @@ def test_the_manifest_tells_how_the_delta_came_to_be(tmp_path: Path, small_task:
     assert training.test_accuracy == outcome.test_accuracy
     assert training.settings["ranks"] == [3, 2]
     assert training.settings["n_evaluated"] == 18
+    assert 0 <= training.settings["search_accuracy"] <= 1
     assert manifest.labels == ("red", "green", "blue")
     assert manifest.backbone.fingerprint == make_backbone().fingerprint
     assert list(manifest.layers) == [
@@ -132,22 +141,22 @@ def test_the_same_seed_stores_the_same_bits(tmp_path: Path) -> None:
         return outcome.artifact.tensors()
 
     first, second, other = tensors("a", 1), tensors("b", 1), tensors("c", 2)
-    assert first.keys() == second.keys()
-    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert_same(second, first)
     assert not np.array_equal(first["head.weight"], other["head.weight"])
 
 
-@pytest.mark.parametrize("stage", ["supernet", "search", "retraining", "lora"])
+@pytest.mark.parametrize(
+    ("stage", "at"),
+    [("training", 3), ("search", 7), ("training", 5), ("retraining", 4), ("lora", 1)],
+)
 def test_a_run_interrupted_at_any_stage_resumes_to_the_same_delta(
-    tmp_path: Path, stage: str
+    tmp_path: Path, stage: str, at: int
 ) -> None:
-    options: dict[str, Any] = (
-        {"compare_lora": True} if stage == "lora" else {"retrain": stage == "retraining"}
-    )
-    whole = train(tmp_path / "whole", **options)
+    options: dict[str, Any] = {"retrain": stage == "retraining", "compare_lora": stage == "lora"}
+    (expected, *_) = train(tmp_path / "whole", **(options | {"compare_lora": False}))
 
     def interrupt(name: str, done: int, total: int, note: str) -> None:
-        if name == stage and done == min(4, total):
+        if (name, done) == (stage, at):
             raise KeyboardInterrupt
 
     root = tmp_path / "broken"
@@ -155,12 +164,10 @@ def test_a_run_interrupted_at_any_stage_resumes_to_the_same_delta(
         run(make_config(**options), root, interrupt)
     assert ArtifactStore.open(root).tasks() == []
     assert (root / ".runs" / "colours").is_dir()
-    resumed = train(root, resume=True, **options)
+    (found, *_) = train(root, resume=True, **options)
     assert not (root / ".runs" / "colours").exists()
-    expected, found = whole[0].artifact.tensors(), resumed[0].artifact.tensors()
-    assert expected.keys() == found.keys()
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
-    assert resumed[0].val_accuracy == whole[0].val_accuracy
+    assert_same(found.artifact.tensors(), expected.artifact.tensors())
+    assert found.val_accuracy == expected.val_accuracy
 
 
 def test_the_parameter_limit_is_kept_and_the_count_exact(tmp_path: Path) -> None:
@@ -196,13 +203,13 @@ def test_retraining_keeps_the_subnet_and_trains_it_on_both_splits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    train_supernet = methods.train_supernet
 
-    def spy(supernet: Any, images: Any, *args: Any, **kwargs: Any) -> float:
-        sizes.append(len(images))
-        return train_supernet(supernet, images, *args, **kwargs)
+    class Spy(Trainer):
+        def __init__(self, supernet: Any, images: Any, *args: Any, **options: Any) -> None:
+            sizes.append(len(images))
+            super().__init__(supernet, images, *args, **options)
 
-    monkeypatch.setattr(methods, "train_supernet", spy)
+    monkeypatch.setattr(methods, "Trainer", Spy)
     (plain,) = train(tmp_path / "plain")
     (again,) = train(tmp_path / "again", retrain=True)
     assert sizes == [36, 36, 36 + 18]
@@ -239,8 +246,8 @@ def test_progress_is_told_stage_by_stage(tmp_path: Path) -> None:
         stages[stage] = (done, total)
 
     run(make_config(compare_lora=True), tmp_path, tell)
-    assert list(stages) == ["read train", "read val", "supernet", "search", "lora", "test"]
+    assert list(stages) == ["read train", "read val", "training", "search", "lora", "test"]
     assert stages["read train"] == (36, 36)
-    assert stages["supernet"] == (6, 6)
+    assert stages["training"] == (6, 6)
     assert stages["search"] == (18, 18)
     assert all(done == total for done, total in stages.values())

@@ -1,0 +1,141 @@
+"""Training supports and classifier, one subnet per step."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from glora_deploy.errors import NonFiniteError
+from glora_deploy.inject import set_subnet
+
+from .checkpoint import Checkpoint
+from .config import TrainConfig
+from .device import repeatable
+from .pixels import Pixels
+from .schedule import Draw, learning_rate
+from .supernet import Supernet
+
+
+class Trainer:
+    """One optimiser and one learning-rate curve over all epochs, which may be run in parts.
+
+    Tensors off the drawn paths have no gradient and get no optimiser step, neither decay nor
+    momentum (torch 1.10, which the authors pin, would give them both). Everything in an epoch
+    that is random follows from one number drawn from ``rng``, so that a resumed training draws
+    what an uninterrupted one does. BatchNorm stays in eval mode.
+
+    Args:
+        supernet: Trained in place.
+        images: The training split.
+        config: Rates, batch and epochs.
+        rng: One draw per epoch.
+        checkpoint: Where to continue from and what to write every few epochs.
+        report: Called after each epoch with how many are done, and the mean loss and top-1 (0 to
+            1) on the batches it trained on.
+
+    Raises:
+        ArtifactError: If the checkpoint is damaged.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        images: Pixels,
+        config: TrainConfig,
+        rng: random.Random,
+        *,
+        checkpoint: Checkpoint | None = None,
+        report: Callable[[int, float, float], None] = lambda epoch, loss, accuracy: None,
+    ) -> None:
+        self._supernet = supernet
+        self._images = images
+        self._config = config
+        self._rng = rng
+        self._checkpoint = checkpoint
+        self._report = report
+        self._parameters = supernet.trainable()
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay, foreach=True
+        )
+        self._epoch = 0
+        self._epochs_restored = 0
+        self.seconds = 0.0
+        """Spent on training so far, before an interruption included."""
+        if checkpoint:
+            state = checkpoint.restore(self._parameters, self._optimizer)
+            self._epochs_restored, self.seconds = state
+
+    def train(self, draw: Draw, until: int | None = None) -> None:
+        """Go on training, and leave the supernet in eval mode.
+
+        Args:
+            draw: Which subnet each step trains.
+            until: The epoch to stop before; the last by default.
+
+        Raises:
+            NonFiniteError: If the loss is no longer finite.
+        """
+        started, seconds_before = time.perf_counter(), self.seconds
+        with repeatable(self._images.labels.device):
+            while self._epoch < (self._config.epochs if until is None else until):
+                rng = random.Random(self._rng.getrandbits(63))
+                if self._epoch >= self._epochs_restored:
+                    torch.manual_seed(rng.getrandbits(63))  # drop path draws from it
+                    loss, accuracy = self._train_epoch(draw, rng)
+                    self.seconds = seconds_before + time.perf_counter() - started
+                    self._report(self._epoch + 1, loss, accuracy)
+                self._epoch += 1
+                self._keep()
+        self._supernet.model.eval()
+
+    def _keep(self) -> None:
+        due = self._epoch % self._config.checkpoint_every == 0
+        if self._checkpoint and due and self._epoch > self._epochs_restored:
+            self._checkpoint.write(self._parameters, self._optimizer, self._epoch, self.seconds)
+
+    def _train_epoch(self, draw: Draw, rng: random.Random) -> tuple[float, float]:
+        """One pass over the split: the mean loss and accuracy of its steps."""
+        config, images = self._config, self._images
+        model = _train_mode(self._supernet.model)
+        batch_size = min(config.batch_size, len(images))
+        n_steps = len(images) // batch_size
+        order = rng.sample(range(len(images)), len(images))
+        total_loss = torch.zeros((), device=images.labels.device)
+        n_correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+        for step in range(n_steps):
+            chosen = order[step * batch_size : (step + 1) * batch_size]
+            now = self._epoch + step / n_steps
+            set_subnet(model, draw(now / config.epochs, rng))
+            rate = learning_rate(config, now if config.schedule == "short" else self._epoch)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            labels = images.labels[chosen]
+            logits = model(images.inputs(chosen))
+            loss = F.cross_entropy(logits, labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            self._optimizer.step()
+            total_loss += loss.detach()
+            n_correct += (logits.detach().argmax(1) == labels).sum()
+        mean_loss = float(total_loss) / n_steps
+        if not math.isfinite(mean_loss):
+            raise NonFiniteError(
+                f"training: the loss must be finite, got {mean_loss} in epoch {self._epoch + 1}. "
+                "Lower the learning rate."
+            )
+        return mean_loss, int(n_correct) / (n_steps * batch_size)
+
+
+def _train_mode(model: nn.Module) -> nn.Module:
+    """Train mode, but running statistics belong to the frozen backbone and are not updated."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return model
