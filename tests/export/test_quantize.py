@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx_networks import input_size, make_images, make_network, make_skeleton, write_weights
 
 from factories import make_draft, make_store, make_tensors
 from glora_deploy.errors import ArtifactError, ExportError, MissingDependencyError
@@ -27,6 +26,7 @@ from glora_deploy.image_set import ArrayImages, ImageSet, TaskData
 from glora_deploy.manifest import Manifest
 from glora_deploy.preprocess import Preprocessing, normalise
 from glora_deploy.records import PreprocessingRecord
+from onnx_networks import input_size, make_images, make_network, make_skeleton, write_weights
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 ANY_LOSS = QuantizeConfig(max_loss=1, threads=1)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ import pytest
 from google.protobuf import json_format, text_format
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
-from stored_tasks import make_stored_task
 from tritonclient.grpc import model_config_pb2
 
 from factories import LABELS, make_artifact, make_draft, make_store, make_tensors
@@ -29,6 +30,7 @@ from glora_deploy.export.triton import TaskExport, TritonModel, write_triton
 from glora_deploy.export.triton_config import HEADER, TritonConfig, VersionRecord
 from glora_deploy.manifest import Manifest
 from glora_deploy.records import FileRecord
+from stored_tasks import make_stored_task
 
 SIZE = (3, 6, 8)
 MEAN_AND_STD = '"mean":[0.5,0.25,0.125],"std":[0.5,0.5,0.25]'
@@ -593,6 +595,21 @@ def test_a_killed_export_leaves_whole_models_and_running_again_completes_them(
         weights = model.folder / str(model.version) / "model.onnx" / "model.safetensors"
         assert weights.read_bytes() == (made.folder / "model.safetensors").read_bytes()
     assert not (repository.parent / ".repository.new").exists()
+
+
+def test_a_second_export_waits_for_the_first(tmp_path: Path) -> None:
+    repository, made = tmp_path / "repository", make_export(tmp_path)
+    repository.mkdir()
+    handle = os.open(repository, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    second = threading.Thread(target=write_triton, args=(repository, [made], TritonConfig()))
+    second.start()
+    second.join(timeout=0.5)
+    assert second.is_alive()
+    assert list(repository.iterdir()) == []
+    os.close(handle)
+    second.join(timeout=60)
+    assert [path.name for path in repository.iterdir()] == ["pets"]
 
 
 def test_without_leave_to_write_beside_the_repository_it_builds_inside(
