@@ -109,12 +109,12 @@ class Engine:
         """Exchange every weight: the engine then answers for another task of the backbone.
 
         Args:
-            tensors: All of ``info.parameters``, in the dtypes of the graph, such as
+            tensors: At least ``info.parameters``, in the dtypes of the graph, such as
                 ``map_tensors`` gives of the other task's ``model.safetensors``.
 
         Raises:
-            ValueError: If a tensor is missing, unknown, or of another dtype or size; the engine
-                is unchanged.
+            ValueError: If a tensor is missing, or of another dtype or size; the engine is
+                unchanged.
             ExportError: If the plan was not built to be refitted, or TensorRT refuses. In the
                 second case the engine may hold a mixture and answers no more: load it again.
         """
@@ -160,21 +160,20 @@ def set_weights(
 ) -> list[NDArray[Any]]:
     """Hand a complete set of weights to a ``Refitter``.
 
-    Completeness is judged by ``parameters``: TensorRT-RTX may report nothing missing while old
-    weights stay, and a set that leaves some out would make a blend of two tasks.
+    Completeness is judged by ``parameters``: a set that leaves some out would make a blend of two
+    tasks, and TensorRT-RTX may report nothing missing. Other tensors are left alone.
 
     Returns:
         The arrays the refitter points at; keep them until it has run.
 
     Raises:
-        ValueError: If tensors is not exactly parameters, or one is of another dtype or size.
+        ValueError: If a parameter is missing, or of another dtype or size; none is then set.
         ExportError: If the engine cannot exchange one of the parameters.
     """
-    if tensors.keys() != set(parameters):
-        odd = sorted(tensors.keys() ^ set(parameters))
+    if missing := sorted(set(parameters) - tensors.keys()):
         raise ValueError(
-            f"tensors must be the {len(parameters)} weights of the plan, got {len(tensors)}; "
-            f"they differ in {listed(odd)}"
+            f"tensors must hold all {len(parameters)} weights of the plan, got none for "
+            f"{listed(missing)}"
         )
     if fixed := sorted(set(parameters) - set(refitter.get_all_weights())):
         raise ExportError(

@@ -324,9 +324,12 @@ def _watch(job: Future[bool], weights: mmap.mmap, text: Callable[[], str], on_st
 
 
 def _why_no_plan(path: Path, name: Library, config: PlanConfig, errors: list[str]) -> str:
-    if (config.refit or config.strip) and find_gpu() is None:
+    # Without a driver, whatever failed is followed by the library's failure to clean up.
+    reasons = [error for error in errors if "catchCudaError" not in error]
+    asks_cuda = any("CUDA" in reason for reason in reasons)
+    if (config.refit or config.strip) and asks_cuda and find_gpu() is None:
         return (
-            f"{path}: a refittable or stripped plan must be built on a GPU with {name}, got none "
-            f"({listed(errors[-1:])}). Leave out refit and strip."
+            f"{path}: a refittable or stripped plan must be built on a GPU with {name}, got none. "
+            "Leave out refit and strip."
         )
-    return f"{path}: {name} must build a plan, got {listed(errors)}"
+    return f"{path}: {name} must build a plan, got {listed(reasons)}"
