@@ -99,12 +99,13 @@ def write_plan(folder: Path, config: PlanConfig, *, on_step: OnStep = lambda _: 
     for path in (graph, weights):
         if not path.is_file():
             raise ExportError(f"{path}: must be a file, none is here. Export the ONNX model first.")
-    # A plan holds the weights and at least as much again as the graph.
+    # No plan is smaller than the weights in it.
     _require_space(folder, 0 if config.strip else weights.stat().st_size)
     plan, started = folder / PLAN_FILE, time.perf_counter()
     try:
         with _replacing(plan) as file, _replacing(folder / SIDECAR_FILE) as sidecar:
             built = _build(graph, weights, config, file, on_step)
+            build_seconds = time.perf_counter() - started
             file.flush()
             info = PlanInfo(
                 library=built.library,
@@ -123,7 +124,7 @@ def write_plan(folder: Path, config: PlanConfig, *, on_step: OnStep = lambda _: 
                 graph=FileRecord.of_file(graph),
                 weights=FileRecord.of_file(weights),
                 plan=FileRecord.of_file(Path(file.name)),
-                build_seconds=round(time.perf_counter() - started, 3),
+                build_seconds=round(build_seconds, 3),
             )
             sidecar.write(info.to_json())
     except OSError as error:
