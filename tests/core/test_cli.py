@@ -7,8 +7,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from factories import make_store
+from glora_deploy import console
 from glora_deploy.cli import app
 from glora_deploy.store import ArtifactStore
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.stdout, "width", 200)
 
 
 def run(*arguments: str | Path) -> Result:
@@ -26,7 +32,7 @@ def make_listed_store(root: Path) -> ArtifactStore:
 
 def test_list_shows_every_version_its_size_and_which_is_current(tmp_path: Path) -> None:
     make_listed_store(tmp_path)
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["list", "--store", str(tmp_path)])
+    result = run("list", "--store", tmp_path)
     assert result.exit_code == 0, result.output
     rows = [line for line in result.output.splitlines() if "pets" in line]
     assert [row.split()[3] for row in rows] == ["v1", "v2*"]
@@ -77,7 +83,7 @@ def test_verify_names_what_is_wrong_and_exits_with_one(tmp_path: Path) -> None:
 
 def test_du_compares_deltas_with_merged_copies(tmp_path: Path) -> None:
     make_listed_store(tmp_path)
-    result = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["du", "--store", str(tmp_path)])
+    result = run("du", "--store", tmp_path)
     assert result.exit_code == 0, result.output
     total = next(line for line in result.output.splitlines() if "all tasks" in line)
     assert "9.00" in total  # three versions of a backbone of 3 MB
@@ -85,7 +91,7 @@ def test_du_compares_deltas_with_merged_copies(tmp_path: Path) -> None:
 
 def test_a_store_without_its_backbone_is_still_listed(tmp_path: Path) -> None:
     make_store(tmp_path, {"pets": 1})
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["list", "--store", str(tmp_path)])
+    result = run("list", "--store", tmp_path)
     assert result.exit_code == 0, result.output
     assert "unknown" in result.output
 
@@ -98,7 +104,9 @@ def test_a_missing_store_is_one_line(tmp_path: Path, command: str) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_numbers_are_not_cut_on_a_narrow_terminal(tmp_path: Path) -> None:
+def test_numbers_are_not_cut_on_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_listed_store(tmp_path)
-    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["list", "--store", str(tmp_path)])
-    assert "…" not in result.output
+    monkeypatch.setattr(console.stdout, "width", 80)
+    assert "…" not in run("list", "--store", tmp_path).output
