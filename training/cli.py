@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 from glora_deploy.console import make_table, one_line_errors, progress_bars, stdout
 from glora_deploy.paths import LayerKind
 
-from .config import Method, RunConfig, Schedule, SearchConfig, TrainConfig
+from .config import DEMO_LR, Method, RunConfig, Schedule, SearchConfig, TrainConfig
 from .pipeline import Outcome, run
 
 EXAMPLES = """
@@ -22,10 +22,11 @@ glora-train --task digits
 
 glora-train --task digits --compare-lora --max-parameters 50k
 
-glora-train --task pets --data folder:photos/pets --backbone vit_base_patch16_224.orig_in21k
+glora-train --task pets --data folder:photos/pets --backbone vit_small_patch16_224
 
-glora-train --task svhn --data vtab:data/vtab-1k/svhn --schedule paper --ranks 8 --max-parameters 1M
---backbone vit_base_patch16_224 --checkpoint ViT-B_16.npz --resume
+glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M
+
+glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M --resume
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -70,7 +71,10 @@ def train(
     ] = "short",
     epochs: Annotated[int | None, typer.Option(help="Epochs; the schedule's by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate; short takes 0.01 on demo-vit, else 0.001."),
+    ] = None,
     drop_path: Annotated[float | None, typer.Option(help="Drop path of the deepest block.")] = None,
     ranks: Annotated[
         str | None, typer.Option(help="Ranks on offer to lora paths, such as 8,4.")
@@ -124,7 +128,7 @@ def train(
         changes = {
             "epochs": epochs,
             "batch_size": batch_size,
-            "lr": lr,
+            "lr": DEMO_LR if lr is None and (backbone, schedule) == ("demo-vit", "short") else lr,
             "drop_path": drop_path,
             "ranks": _numbers(ranks, "--ranks") if ranks else None,
             "kinds": cast(tuple[LayerKind, ...], tuple(layers.split(","))),

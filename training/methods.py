@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -23,6 +24,9 @@ from .schedule import Draw, draw_always, draw_largest_first, draw_uniform
 from .search import Scored, SearchResult, evolve
 from .supernet import Supernet, build_supernet
 from .trainer import Trainer
+
+N_TIMED_EPOCHS = 3
+"""Epochs of LoRA to measure before deciding how many fit a time."""
 
 Report = Callable[[str, int, int, str], None]
 """Called with a stage, how much of it is done, of how much in all, and a note."""
@@ -160,7 +164,7 @@ def train_lora(job: Job, seconds: float | None = None) -> Trained:
 
     Args:
         job: Data, backbone and settings.
-        seconds: Train for as many epochs as fit this time, measured on one; None for the
+        seconds: Train for as many epochs as fit this time, measured; None for the
             configured number of epochs.
 
     Raises:
@@ -210,8 +214,11 @@ def _build_lora(
 
 
 def _epochs_within(seconds: float, job: Job) -> int:
-    """How many epochs of LoRA fit a time, judged by the second epoch of a throwaway training."""
-    train = replace(job.config.train, epochs=2, warmup_epochs=0)
+    """How many epochs of LoRA fit a time, judged by the fastest of a throwaway training.
+
+    The fastest, as whatever else the machine does meanwhile must not cost LoRA epochs.
+    """
+    train = replace(job.config.train, epochs=N_TIMED_EPOCHS + 1, warmup_epochs=0)
     supernet, subnet = _build_lora(job.config, train, job.backbone, job.data.n_classes, job.device)
     ends: list[float] = []
     trainer = Trainer(
@@ -222,7 +229,8 @@ def _epochs_within(seconds: float, job: Job) -> int:
         report=lambda epoch, loss, accuracy: ends.append(time.perf_counter()),
     )
     trainer.train(draw_always(subnet))
-    return max(job.config.train.warmup_epochs + 1, round(seconds / (ends[1] - ends[0])))
+    fastest = min(end - start for start, end in pairwise(ends))
+    return max(job.config.train.warmup_epochs + 1, round(seconds / fastest))
 
 
 def _merged(job: Job, supernet: Supernet) -> MergedNetwork:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from glora_deploy.store import ArtifactStore
 from glora_deploy.training import cli
 from glora_deploy.training.cli import main, parse_count
 
@@ -115,19 +115,18 @@ def test_the_help_shows_worked_examples(
     assert call("--help", monkeypatch=monkeypatch) == 0
     shown = capsys.readouterr().out
     assert "glora-train --task digits --compare-lora --max-parameters 50k" in shown
-    assert "vtab:data/vtab-1k/svhn" in shown
+    assert "vtab:vtab-1k/svhn" in shown
 
 
-def test_a_real_task_is_trained_from_the_command_line(tmp_path: Path) -> None:
+def test_three_epochs_on_real_digits_beat_chance_by_far(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "glora_deploy.training", "--task", "digits", "--epochs", "6"),
-        *("--population", "4", "--generations", "1", "--max-parameters", "60k"),
+        *(sys.executable, "-m", "glora_deploy.training", "--task", "digits", "--epochs", "3"),
+        *("--population", "2", "--generations", "0", "--max-parameters", "100k"),
     ]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "digits/v1" in done.stdout
-    assert "glora" in done.stdout
-    assert (tmp_path / "artifacts" / "digits" / "v1" / "adapter.safetensors").is_file()
+    artifact = ArtifactStore.open(tmp_path / "artifacts").get("digits")
+    assert artifact.manifest.n_parameters <= 100_000
+    assert (artifact.manifest.training.test_accuracy or 0) > 0.6  # chance is 0.1
     assert not (tmp_path / "artifacts" / ".runs" / "digits").exists()
