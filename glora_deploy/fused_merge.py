@@ -8,18 +8,18 @@ elementwise; arXiv:2306.07967, section 3)::
 Each weight is read once, folded in float64 registers and rounded once. What a plain tensor program
 would write down in between (A, B and their sums, each as large as w0) never reaches memory.
 
-Rows are shared out over Numba's number of threads (``NUMBA_NUM_THREADS``; by default one per
-core) in a pool of this module's own: Numba's parallel loops must not be entered by two threads at
-once, nor be used on both sides of a fork, and servers do both.
+One call is one thread's work, and other threads may merge at the same time: ``fused_merge_layers``
+gives each thread whole layers. Numba's parallel loops would not do, as they must not be entered by
+two threads at once nor be used on both sides of a fork, and servers do both.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -27,19 +27,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import fused_tiles
-from .fused_tiles import BLOCK, LANES, ROWS
+from .fused_tiles import LANES, ROWS
 from .paths import NONE, SCALAR, SUPPORTS, VECTOR, LayerShape, Path, Support
 
 Float64 = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 N_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-"""Threads that share the rows of one large layer."""
+"""Threads that ``fused_merge_layers`` uses: ``NUMBA_NUM_THREADS``, by default one per core."""
 
 _CARRIERS = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.int16}
 _INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
-_ALONE = 2**17
-"""Weights that one thread merges sooner than a second one wakes up."""
 
 
 @functools.cache
@@ -104,6 +102,46 @@ def fused_merge(
         return _round_into(bias, out_b) and finite
 
 
+@dataclass(frozen=True, slots=True)
+class MergeJob:
+    """The arguments of one ``fused_merge``."""
+
+    w0: NDArray[np.float32]
+    b0: NDArray[np.float32] | None
+    supports: Mapping[str, NDArray[Any]]
+    out_w: NDArray[Any]
+    out_b: NDArray[Any] | None
+    transposed: bool = False
+
+    def run(self) -> bool:
+        """Merge; whether every number written is finite."""
+        return fused_merge(
+            self.w0,
+            self.b0,
+            self.supports,
+            out_w=self.out_w,
+            out_b=self.out_b,
+            transposed=self.transposed,
+        )
+
+
+def fused_merge_layers(jobs: Mapping[str, MergeJob]) -> list[str]:
+    """Merge many layers, as many at a time as there are threads.
+
+    Args:
+        jobs: What to merge, by layer; outputs must not overlap.
+
+    Returns:
+        The layers whose outputs are not all finite, in the order of jobs.
+
+    Raises:
+        ValueError: If a job does not fit; the outputs of the others are then undefined.
+    """
+    with ThreadPoolExecutor(N_THREADS, "fused-merge") as pool:
+        finite = pool.map(MergeJob.run, jobs.values())
+        return [layer for layer, good in zip(jobs, finite, strict=True) if not good]
+
+
 def _merge_weight(
     w0: NDArray[np.float32],
     supports: Mapping[str, NDArray[Any]],
@@ -114,10 +152,9 @@ def _merge_weight(
     d_out, d_in = w0.shape
     frozen = _padded(w0, LANES, LANES).view()
     frozen.flags.writeable = False  # else Numba compiles once more for writeable arrays
-    n_rows = len(frozen)
     whole = frozen.shape == w0.shape
     target = out if whole else np.empty(frozen.shape[:: -1 if transposed else 1], out.dtype)
-    shift = np.empty(n_rows)
+    shift = np.empty(len(frozen))
     factors = (
         *_factors(supports, "A", d_out, d_in),
         *_factors(supports, "B", d_out, d_in),
@@ -130,27 +167,10 @@ def _merge_weight(
         shift,
     )
     kernel = fused_tiles.merge_rows_transposed if transposed else fused_tiles.merge_rows
-    n_parts = min(N_THREADS, 1 + w0.size // _ALONE)
-    part = -(-n_rows // (n_parts * BLOCK)) * BLOCK
-    others = [
-        _pool().submit(kernel, *arguments, start, min(start + part, n_rows))
-        for start in range(part, n_rows, part)
-    ]
-    peak = kernel(*arguments, 0, min(part, n_rows))
-    peak = max([peak, *(other.result() for other in others)])
+    peak = kernel(*arguments)
     if not whole:
         out[...] = target[: out.shape[0], : out.shape[1]]
     return shift[:d_out], bool(peak < _INFINITY[_name(out.dtype)])
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    """Threads beside the caller's, shared by all callers."""
-    return ThreadPoolExecutor(max(1, N_THREADS - 1), "fused-merge")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def _padded(matrix: NDArray[Any], n_rows: int, n_columns: int) -> NDArray[Any]:

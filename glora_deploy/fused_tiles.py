@@ -35,11 +35,8 @@ _host_features: Callable[[], str] = get_host_cpu_features
 # LANES is twice ROWS: a transposed tile is two squares.
 _features = _host_features() if _config.CPU_FEATURES is None else _config.CPU_FEATURES
 ROWS, LANES = (8, 16) if "+avx512f" in _features else (4, 8)
-BLOCK = 128
-"""Rows that a transposing merge takes together, a multiple of LANES."""
 _LINE_BYTES = 64
 _STREAMED_BYTES = 2**20
-_AHEAD = 16  # tiles, for memory to answer in time
 
 _I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -398,9 +395,9 @@ def _lead(out: Any) -> int:
 
 
 @njit(forceinline=True)
-def _first(start: int, lead: int) -> int:
-    """Where a walk in steps of LANES begins, so that it meets ``start + lead``."""
-    return start + lead - LANES if lead > 0 else start
+def _first(lead: int) -> int:
+    """Where a walk in steps of LANES over the columns begins, so that it meets ``lead``."""
+    return lead - LANES if lead > 0 else 0
 
 
 @njit(fastmath={"contract", "reassoc"})
@@ -420,10 +417,8 @@ def _merge_rows(
     b_up: Any,
     c: Any,
     shift: Any,
-    start: int,
-    stop: int,
 ) -> Any:
-    """Write ``w0 * (1 + a_down.T @ a_up) + b_down.T @ b_up`` for rows start to stop.
+    """Write ``w0 * (1 + a_down.T @ a_up) + b_down.T @ b_up`` and ``w0 @ c.T``.
 
     Both sides of w0 measure at least LANES. Where a side is no multiple of a tile's, the last tile
     reaches back over the one before and writes the same numbers again.
@@ -437,8 +432,6 @@ def _merge_rows(
         b_up: See a_up.
         c: ``(1, d_in)`` float64, or without a row.
         shift: ``(d_out,)`` float64, gets ``w0 @ c.T`` unless c has no row.
-        start: First row, a multiple of BLOCK.
-        stop: End of the rows.
 
     Returns:
         The bits, without sign, of the number of largest magnitude written.
@@ -446,17 +439,14 @@ def _merge_rows(
     d_out, d_in = w0.shape
     lead = _lead(out)
     peak = _no_peak()
-    for row in range(start, stop, ROWS):
+    for row in range(0, d_out, ROWS):
         i = min(row, d_out - ROWS)
         following = min(i + ROWS, d_out - ROWS)
-        for column in range(_first(0, lead), d_in, LANES):
+        for column in range(_first(lead), d_in, LANES):
             j = min(max(column, 0), d_in - LANES)
-            ahead, row_ahead = j + _AHEAD * LANES, i
-            if ahead >= d_in:
-                ahead, row_ahead = ahead - d_in, following
-            _prefetch(w0, row_ahead, ahead)
+            _prefetch(w0, following, j)
             if lead < 0:
-                _prefetch_for_writing(out, row_ahead, ahead)
+                _prefetch_for_writing(out, following, j)
             tile = _add_low_rank(_constant(1.0), a_down, a_up, i, j)
             tile = _add_product(_constant(-0.0), _load(w0, i, j), tile)
             tile = _add_low_rank(tile, b_down, b_up, i, j)
@@ -480,25 +470,23 @@ def _merge_rows_transposed(
     b_up: Any,
     c: Any,
     shift: Any,
-    start: int,
-    stop: int,
 ) -> Any:
     """As ``_merge_rows``, with ``out (d_in, d_out)``.
 
     The tiles lie in the result as they are, so that it is written in long pieces: transposing on
     the way in costs a few shuffles, on the way out it would split cache lines.
     """
-    d_in = w0.shape[1]
+    d_out, d_in = w0.shape
     lead = _lead(out)
     # Lines that are not streamed had better be finished while they are in the cache.
-    step = LANES if lead >= 0 else BLOCK
+    step = LANES if lead >= 0 else 8 * LANES
     peak = _no_peak()
-    for block in range(_first(start, lead), stop, step):
+    for block in range(_first(lead), d_out, step):
         for row in range(0, d_in, ROWS):
             j = min(row, d_in - ROWS)
             ahead = min(j + 4 * LANES, d_in - ROWS)
-            for column in range(block, min(block + step, stop), LANES):
-                i = min(max(column, start), stop - LANES)
+            for column in range(block, min(block + step, d_out), LANES):
+                i = min(max(column, 0), d_out - LANES)
                 if row % LANES == 0:
                     _prefetch_tall(w0, i, ahead)
                 if lead < 0:
@@ -511,7 +499,7 @@ def _merge_rows_transposed(
                 else:
                     peak = _store(out, j, i, tile, peak)
         if c.shape[0]:
-            for q in range(max(block, start), min(block + step, stop)):
+            for q in range(max(block, 0), min(block + step, d_out)):
                 shift[q] = _dot(w0, q, c)
     _fence()
     return _highest(peak)

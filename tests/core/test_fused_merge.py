@@ -13,12 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from fused_cases import Case, cases, make_case, require_merged, units_apart
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from glora_deploy import fused_merge as module, fused_tiles
-from glora_deploy.fused_merge import fused_merge
+from fused_cases import Case, cases, make_case, require_merged, units_apart
+from glora_deploy import fused_tiles
+from glora_deploy.fused_merge import MergeJob, fused_merge, fused_merge_layers
 from reference import reference_merge
 
 DTYPES: list[Any] = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -77,11 +77,10 @@ def test_ordinary_weights_are_within_two_units_of_the_rounded_float64_merge(
 @dtypes
 @directions
 @pytest.mark.parametrize("shape", [(576, 512), (519, 530), (2049, 130), (130, 2049)])
-@pytest.mark.parametrize("offset", [0, 4, 60])
-def test_large_layers_are_shared_by_threads_whatever_the_alignment(
-    dtype: Any, transposed: bool, shape: tuple[int, int], offset: int, monkeypatch: Any
+@pytest.mark.parametrize("offset", [0, 4, 60, 61])
+def test_large_layers_are_written_whole_whatever_the_alignment(
+    dtype: Any, transposed: bool, shape: tuple[int, int], offset: int
 ) -> None:
-    monkeypatch.setattr(module, "N_THREADS", 3)
     case = make_case(*shape)
     out_w = buffer(shape[::-1] if transposed else shape, dtype, offset)
     out_b = np.empty(shape[0], dtype)
@@ -203,6 +202,36 @@ def test_threads_that_merge_at_once_do_not_disturb_one_another() -> None:
         for _ in range(3):
             together = pool.map(lambda case: merged(case)[0].tobytes(), many)
             assert list(together) == alone
+
+
+def test_many_layers_at_once_are_each_what_they_are_alone_and_the_bad_ones_are_named() -> None:
+    many = {f"blocks.{seed}": make_case(300 + seed, 50, seed=seed) for seed in range(9)}
+    many["blocks.6"].w0[7, 7] = 70_000
+    assert many["blocks.2"].b0 is not None
+    many["blocks.2"].b0[0] = -70_000
+    jobs = {
+        layer: MergeJob(
+            case.w0,
+            case.b0,
+            case.supports,
+            np.empty(case.w0.shape[::-1], np.float16),
+            np.empty(len(case.w0), np.float16),
+            transposed=True,
+        )
+        for layer, case in many.items()
+    }
+    assert fused_merge_layers(jobs) == ["blocks.2", "blocks.6"]
+    for layer, case in many.items():
+        w, b, _ = merged(case, np.float16, transposed=True)
+        np.testing.assert_array_equal(jobs[layer].out_w.T, w)
+        np.testing.assert_array_equal(jobs[layer].out_b, b)
+
+
+def test_a_layer_that_does_not_fit_fails_the_merge_of_many() -> None:
+    case = make_case(5, 4)
+    job = MergeJob(case.w0, case.b0, case.supports, np.zeros((4, 4), np.float32), case.b0)
+    with pytest.raises(ValueError, match="out_w must have shape"):
+        fused_merge_layers({"head": job})
 
 
 def test_both_directions_and_repeated_merges_give_the_same_bits() -> None:
@@ -354,28 +383,6 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
     )
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["0", "1"]
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["1", "0"]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_merges_after_its_parent_has() -> None:
-    code = (
-        "import os, sys\n"
-        "from fused_cases import make_case\n"
-        "import numpy as np\n"
-        "from glora_deploy import fused_merge as module\n"
-        "module.N_THREADS = 2\n"
-        "case = make_case(600, 500)\n"
-        "def merge():\n"
-        "    w, b = np.empty_like(case.w0), np.empty_like(case.b0)\n"
-        "    module.fused_merge(case.w0, case.b0, case.supports, out_w=w, out_b=b)\n"
-        "    return w.tobytes()\n"
-        "first = merge()\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os._exit(0 if merge() == first else 1)\n"
-        "assert os.waitpid(child, 0)[1] == 0\n"
-    )
-    run(code)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 features")
