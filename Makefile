@@ -34,8 +34,8 @@ $(STAMP):
 demo: install ## train, search, merge, prove and export three tasks; at most 4 minutes on 2 cores
 	rm -rf $(STORE)
 	@set -e; for task in $(DEMO_TASKS); do \
-	  echo "==> python -m glora_deploy.training --task $$task --schedule short --compare-lora --store $(STORE)"; \
-	  $(BIN)/python -m glora_deploy.training --task $$task --schedule short --compare-lora --store $(STORE); \
+	  echo "==> python -m glora_deploy.training --task $$task --schedule short --epochs 8 --compare-lora --store $(STORE)"; \
+	  $(BIN)/python -m glora_deploy.training --task $$task --schedule short --epochs 8 --compare-lora --store $(STORE); \
 	done
 	$(BIN)/python -m glora_deploy.export $(DEMO_TASKS:%=--task %) --fmt merged --fmt onnx --store $(STORE)
 	$(BIN)/python -m glora_deploy.export $(DEMO_TASKS:%=--task %) --fmt onnx --precision fp16 --store $(STORE)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from .artifact import ADAPTER, Artifact
 from .console import make_table, one_line_errors, stdout
 from .errors import ArtifactError, StoreError
-from .parity import Report
+from .parity import Precision, Report
 from .store import ArtifactStore
 from .store_read import BACKBONE_WEIGHTS, BACKBONES
 
@@ -37,16 +37,20 @@ def list_versions(store: Store = Path("artifacts")) -> None:
         opened = ArtifactStore.open(store)
         rows = [row for task in opened.tasks() for row in _rows(opened, task)]
         columns = (
-            "task",
-            "version",
+            "artifact",
             "method",
-            "test accuracy",
-            "support parameters",
-            "delta MB",
-            "merged MB",
+            "test",
+            "parameters",
+            "delta",
+            "merged",
             "parity",
         )
-        stdout.print(make_table(f"{store}: * is current", columns, rows, right=columns[3:7]))
+        title = (
+            f"{store}: * is current; test accuracy, support parameters, sizes in MB,\n"
+            "parity as the worst error of any stage, a share of the logits' spread"
+        )
+        whole = ("artifact", "parameters", "parity")
+        stdout.print(make_table(title, columns, rows, right=columns[2:6], whole=whole))
 
 
 @app.command()
@@ -140,8 +144,7 @@ def _rows(store: ArtifactStore, task: str) -> Iterator[tuple[str, ...]]:
         training = artifact.manifest.training
         accuracy = training.test_accuracy
         yield (
-            task,
-            f"{version}{'*' if version == current else ''}",
+            f"{task}/{version}{'*' if version == current else ''}",
             training.method,
             "" if accuracy is None else f"{accuracy:.1%}",
             f"{artifact.manifest.n_parameters:,}",
@@ -167,16 +170,16 @@ def _merged_bytes(store: ArtifactStore, artifact: Artifact) -> int:
 
 
 def _parity(store: ArtifactStore, artifact: Artifact) -> str:
-    """``fp32 pass 3e-06`` for each export: its verdict and its largest error of the spread."""
+    """For each export, its verdict and largest error, a line each: ``fp32 3e-06``."""
     found = []
-    for precision in ("fp32", "fp16", "bf16"):
+    for precision in get_args(Precision):
         path = store.export_dir(artifact, precision) / "parity.json"
         if path.is_file():
             report = Report.from_json(path.read_bytes(), str(path))
-            last = [step for step in report.steps if step.comparisons][-1:]
-            error = f" {last[0].comparisons[0].error:.0e}" if last else ""
-            found.append(f"{precision} {'pass' if report.passed else 'FAIL'}{error}")
-    return "; ".join(found) or "not exported"
+            errors = [c.error for step in report.steps for c in step.comparisons[:1]]
+            verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
+            found.append(f"{precision} {verdict}")
+    return "\n".join(found) or "not exported"
 
 
 def _mb(size_bytes: int) -> str:

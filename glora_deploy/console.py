@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -110,6 +111,7 @@ def make_table(
     rows: Iterable[Sequence[str]],
     *,
     right: Collection[str] = (),
+    whole: Collection[str] = (),
 ) -> Table:
     """A table to print on stdout; long cells fold, none is cut.
 
@@ -118,10 +120,16 @@ def make_table(
         columns: Headers.
         rows: Cells, one per column.
         right: Headers of the columns to align right, which suits numbers.
+        whole: Headers of the columns that never fold.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column in whole,
+        )
     for row in rows:
         table.add_row(*row)
     return table

@@ -106,13 +106,13 @@ def fused_merge_torch(
     frozen = w0.double()
     a_down, a_up = _factors(wide, "A", w0)
     b_down, b_up = _factors(wide, "B", w0)
-    w = _rounded(frozen * (1 + a_down @ a_up) + b_down @ b_up, out_w.dtype)
+    w = round_once(frozen * (1 + a_down @ a_up) + b_down @ b_up, out_w.dtype)
     out_w.copy_(w.T if transposed else w)
     finite = w.isfinite().all()
     bias = _bias(b0, wide)
     if bias is not None and out_b is not None:
         c = _input_shift(wide)
-        out_b.copy_(_rounded(bias if c is None else bias + frozen @ c, out_b.dtype))
+        out_b.copy_(round_once(bias if c is None else bias + frozen @ c, out_b.dtype))
         finite &= out_b.isfinite().all()
     return bool(finite)
 
@@ -150,13 +150,13 @@ def _bias(b0: Tensor | None, wide: Mapping[str, Tensor]) -> Tensor | None:
     return scaled + wide["E"] if "E" in wide else scaled
 
 
-def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float64 numbers once.
 
     Torch converts to 16 bits through float32, which rounds twice. Cutting to 13 bits first, the
     last set if anything was cut off, makes float32 exact and keeps the second rounding right.
     """
-    if dtype == torch.float32:
+    if dtype in (torch.float32, torch.float64):
         return values.to(dtype)
     bits, cut = values.view(torch.int64), 2**40 - 1
     return ((bits | ((bits & cut) + cut)) & ~cut).view(torch.float64).to(dtype)

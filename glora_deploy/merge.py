@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import NonFiniteError
-from .fused_merge import fused_merge
+from .fused_merge import MergeJob, fused_merge_layers
+from .fused_merge_cuda import fused_merge_cuda, round_once
 from .paths import Support
 
 Supports = Mapping[str, Tensor]
@@ -62,7 +63,7 @@ def merge(
         w += frozen * a
     if b is not None:
         w += b
-    weight = w.reshape(w0.shape).to(dtype)
+    weight = round_once(w, dtype).reshape(w0.shape)
     if b0 is None:
         if any(support is not None for support in (c, d, e)):
             raise ValueError("C, D and E must be none on a layer without bias")
@@ -76,7 +77,7 @@ def merge(
     if c is not None:
         # The frozen weight, not the merged one: C moves the input of the frozen layer.
         bias += (frozen @ c).squeeze(1)
-    return weight, bias.to(dtype)
+    return weight, round_once(bias, dtype)
 
 
 def split_by_layer(supports: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Supports]:
@@ -147,26 +148,28 @@ def merge_into(
     Raises:
         NonFiniteError: If a merged weight is not finite in target's dtype; names the layer.
     """
+    jobs: dict[str, MergeJob] = {}
+    not_finite = []
     for layer, tensors in split_by_layer(supports, layers).items():
         module = target.get_submodule(layer)
         w0, b0 = frozen[f"{layer}.weight"], frozen.get(f"{layer}.bias")
-        out_w, out_b = module.weight, getattr(module, "bias", None)
+        out_w, out_b = module.weight, module.bias
         assert isinstance(out_w, Tensor)
         assert out_b is None or isinstance(out_b, Tensor)
         rows = out_w.shape[0]
         if out_w.device.type == "cuda":
-            from .fused_merge_cuda import fused_merge_cuda  # imports Triton
-
-            finite = fused_merge_cuda(
-                w0.reshape(rows, -1), b0, tensors, out_w=out_w.data.view(rows, -1), out_b=out_b
-            )
+            out = out_w.data.view(rows, -1)
+            if not fused_merge_cuda(w0.reshape(rows, -1), b0, tensors, out_w=out, out_b=out_b):
+                not_finite.append(layer)
         else:
-            finite = fused_merge(
+            jobs[layer] = MergeJob(
                 w0.reshape(rows, -1).numpy(),
                 None if b0 is None else b0.numpy(),
                 {name: tensor.detach().numpy() for name, tensor in tensors.items()},
-                out_w=out_w.data.view(rows, -1).numpy(),
-                out_b=None if out_b is None else out_b.data.numpy(),
+                out_w.data.view(rows, -1).numpy(),
+                None if out_b is None else out_b.data.numpy(),
             )
-        if not finite:
-            raise NonFiniteError(f"{layer}: the merged weight must be finite in {out_w.dtype}")
+    not_finite += fused_merge_layers(jobs)
+    if not_finite:
+        dtype = next(target.parameters()).dtype
+        raise NonFiniteError(f"{not_finite[0]}: the merged weight must be finite in {dtype}")

@@ -6,6 +6,7 @@ adapted layer is merged straight into the mapped output, everything else is copi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackboneMismatchError, NonFiniteError
-from .fused_merge import fused_merge
+from .fused_merge import MergeJob, fused_merge_layers
 from .paths import LayerShape
 from .tensor_file import TensorMap, create_tensor_file, map_tensors
 
@@ -24,6 +25,9 @@ PRECISIONS: dict[str, np.dtype[Any]] = {
     "fp16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
+
+LAYERS_AT_ONCE = 4
+"""Layers merged together: enough to keep every thread busy, few enough to stay small."""
 
 
 def write_merged(
@@ -89,24 +93,27 @@ def _write(
 ) -> Iterator[str]:
     """Fill every output tensor; yields the names of those that are not finite.
 
-    Pages are given back as soon as a tensor is done, so memory stays at about one layer.
+    Pages are given back as soon as they are done, so memory stays at about one group of layers.
     """
     merged = set()
-    for layer, tensors in supports.items():
-        weight, bias = f"{layer}.weight", f"{layer}.bias"
-        rows = out[weight].shape[0]
-        finite = fused_merge(
-            frozen[weight].reshape(rows, -1),
-            frozen.get(bias),
-            tensors,
-            out_w=out[weight].reshape(rows, -1),
-            out_b=out.get(bias),
-        )
-        if not finite:
-            yield weight
-        merged |= {weight, bias}
-        frozen.release(weight)
-        out.release(weight)
+    layers = iter(supports)
+    while group := tuple(itertools.islice(layers, LAYERS_AT_ONCE)):
+        jobs = {}
+        for layer in group:
+            weight, bias = f"{layer}.weight", f"{layer}.bias"
+            rows = out[weight].shape[0]
+            jobs[weight] = MergeJob(
+                frozen[weight].reshape(rows, -1),
+                frozen.get(bias),
+                supports[layer],
+                out[weight].reshape(rows, -1),
+                out.get(bias),
+            )
+            merged |= {weight, bias}
+        yield from fused_merge_layers(jobs)
+        for weight in jobs:
+            frozen.release(weight)
+            out.release(weight)
     for name in sorted((frozen.keys() | head.keys()) - merged):
         target = out[name]
         with np.errstate(over="ignore"):  # reported below, by name

@@ -18,6 +18,7 @@ TORCH_FREE = (
     "errors",
     "fingerprint",
     "fused_merge",
+    "fused_tiles",
     "manifest",
     "merged_file",
     "parity",
@@ -32,6 +33,7 @@ OPTIONAL = {
     "onnxruntime": "export/runtime.py",
     "sklearn": "glora_deploy/demo_data.py",
     "timm": "glora_deploy/backbone.py",
+    "triton": "glora_deploy/fused_triton.py",
 }
 """Packages that one module alone may import; annotations do not count."""
 

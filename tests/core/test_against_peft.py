@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from layers import make_base, make_input
 
 from glora_deploy.layer import layer_shape
 from glora_deploy.merge import merge
 from glora_deploy.paths import LayerPaths
+from layers import make_base, make_input
 
 peft = pytest.importorskip("peft.tuners.glora.layer", reason="an optional package")
 

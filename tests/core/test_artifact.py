@@ -10,7 +10,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from golden.write import DTYPES, FOLDER, TASK, golden_tensors, write_golden
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -20,6 +19,7 @@ from glora_deploy.errors import ArtifactError, NonFiniteError
 from glora_deploy.manifest import HEADER_BYTES, FileRecord
 from glora_deploy.paths import LayerShape
 from glora_deploy.store import ArtifactStore
+from golden.write import DTYPES, FOLDER, TASK, golden_tensors, write_golden
 
 CREATED = "2026-01-02T03:04:05.678901Z"
 

@@ -35,7 +35,7 @@ def test_list_shows_every_version_its_size_and_which_is_current(tmp_path: Path) 
     result = run("list", "--store", tmp_path)
     assert result.exit_code == 0, result.output
     rows = [line for line in result.output.splitlines() if "pets" in line]
-    assert [row.split()[3] for row in rows] == ["v1", "v2*"]
+    assert [row.split()[0] for row in rows] == ["pets/v1", "pets/v2*"]
     assert "not exported" in rows[0]
     assert "3.00" in rows[0]
 

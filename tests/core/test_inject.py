@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from stored_tasks import make_backbone
 from torch import nn
 
 from glora_deploy.inject import extract_supports, find_layers, glora_layers, inject, set_subnet
 from glora_deploy.paths import Subnet
+from stored_tasks import make_backbone
 
 BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 

@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from layers import BASES, RANKS, every_paths, make_base, make_input, make_layer
 from torch import nn
 
 from glora_deploy.layer import GloraLayer, layer_shape
 from glora_deploy.merge import merge
 from glora_deploy.paths import LayerPaths
+from layers import BASES, RANKS, every_paths, make_base, make_input, make_layer
 from reference import reference_merge
 
 ATOL = 2e-5  # float32, sums of at most 36 products of numbers of size one

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from layers import BASES, every_paths, make_base, make_layer
-from stored_tasks import make_backbone
 from torch import Tensor, nn
 
 from glora_deploy.errors import NonFiniteError
@@ -15,7 +13,9 @@ from glora_deploy.inject import extract_supports, find_layers, glora_layers, inj
 from glora_deploy.layer import GloraLayer
 from glora_deploy.merge import merge, merge_into, merge_model, split_by_layer
 from glora_deploy.paths import LayerPaths, LayerShape, SearchSpace
+from layers import BASES, every_paths, make_base, make_layer
 from reference import reference_merge
+from stored_tasks import make_backbone
 
 NETWORKS = {
     "ViT": ("vit_tiny_patch16_224", {}),

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from crash_driver import (
     ACTIONS,
     BACKBONE,
@@ -28,7 +29,6 @@ from crash_driver import (
     make_template,
     put,
 )
-
 from factories import make_tensors
 from glora_deploy import atomic
 from glora_deploy.artifact import ADAPTER, MANIFEST

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from stored_tasks import LABELS, make_backbone, make_stored_task
 
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, NonFiniteError, StoreError
 from glora_deploy.export.build import (
@@ -25,6 +24,7 @@ from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.stages import TaskNetwork, torch_logits
 from glora_deploy.parity import DEFAULT_LIMITS, Limits
+from stored_tasks import LABELS, make_backbone, make_stored_task
 
 CONFIGS = {
     "vit": ("vit_tiny_patch16_224", {}),

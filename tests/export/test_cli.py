@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from stored_tasks import make_stored_task
 from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
+from stored_tasks import make_stored_task
 
 
 def run(*arguments: str | Path) -> Result:

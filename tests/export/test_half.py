@@ -8,6 +8,11 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
+
+from glora_deploy.export.half import HalfPrecision, to_precision
+from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.export.skeleton import layer_of
+from glora_deploy.export.to_onnx import write_onnx
 from onnx_networks import (
     KINDS,
     make_images,
@@ -16,11 +21,6 @@ from onnx_networks import (
     torch_logits,
     write_weights,
 )
-
-from glora_deploy.export.half import HalfPrecision, to_precision
-from glora_deploy.export.runtime import OnnxSession
-from glora_deploy.export.skeleton import layer_of
-from glora_deploy.export.to_onnx import write_onnx
 
 FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 PRECISIONS: dict[HalfPrecision, tuple[int, torch.dtype]] = {

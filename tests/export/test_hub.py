@@ -16,10 +16,8 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
-from hub_server import READ, WRITE, Files, HubServer, local_hub
 from huggingface_hub import constants
 from safetensors.numpy import load, save
-from stored_tasks import make_backbone, make_stored_task
 
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import load_backbone
@@ -36,6 +34,8 @@ from glora_deploy.export.model_card import MARK
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.parity import Report
 from glora_deploy.store import ArtifactStore
+from hub_server import READ, WRITE, Files, HubServer, local_hub
+from stored_tasks import make_backbone, make_stored_task
 
 # huggingface_hub 2.4 hands httpx2 2.16 a large file in a way that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from stored_tasks import make_backbone
 from torch import Tensor
 
 from glora_deploy.backbone import Backbone
@@ -22,6 +21,7 @@ from glora_deploy.export.import_glora import import_glora
 from glora_deploy.export.imported import Imported, store_import
 from glora_deploy.export.stages import TaskNetwork
 from glora_deploy.store import ArtifactStore
+from stored_tasks import make_backbone
 
 RANK = 4
 N_CLASSES = 3

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer, local_hub
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.glora import GloraConfig
 from safetensors.torch import load_file, save_file
-from stored_tasks import make_backbone
 from torch import Tensor, nn
 
 from glora_deploy.backbone import Backbone, load_backbone
@@ -25,6 +23,8 @@ from glora_deploy.export.import_peft import import_peft
 from glora_deploy.export.imported import store_import
 from glora_deploy.export.stages import TaskNetwork
 from glora_deploy.store import ArtifactStore
+from hub_server import HubServer, local_hub
+from stored_tasks import make_backbone
 
 pytestmark = [
     # PEFT 0.21 asks transformers 5.23 by a name that is going away.

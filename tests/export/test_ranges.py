@@ -6,13 +6,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-from onnx_networks import make_images, make_network, make_skeleton, torch_logits, write_weights
 from torch import nn
 
 from glora_deploy.errors import NonFiniteError
 from glora_deploy.export.half import to_precision
 from glora_deploy.export.ranges import FP16_MAX, find_overflow
 from glora_deploy.export.to_onnx import write_onnx
+from onnx_networks import make_images, make_network, make_skeleton, torch_logits, write_weights
 
 LAYER = "blocks.1.mlp.fc1"
 RTOL = 0.02  # of the spread of the logits: half precision through two blocks

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_networks import N_CLASSES, make_images, make_network, make_skeleton, write_weights
 
 from glora_deploy.errors import ExportError, MissingDependencyError
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.to_onnx import attach, write_onnx
+from onnx_networks import N_CLASSES, make_images, make_network, make_skeleton, write_weights
 
 
 @pytest.fixture

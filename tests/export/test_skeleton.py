@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto
-from onnx_networks import KINDS, N_CLASSES, input_size, make_network, make_skeleton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from glora_deploy.export.skeleton import (
     build_skeleton,
     layer_of,
 )
+from onnx_networks import KINDS, N_CLASSES, input_size, make_network, make_skeleton
 
 SHAPE = (3, 4, 4)
 

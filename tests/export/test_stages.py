@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from stored_tasks import make_backbone, make_stored_task
 
 from glora_deploy.export.build import backbone_of
 from glora_deploy.export.stages import TaskNetwork, in_batches, torch_logits, within
+from stored_tasks import make_backbone, make_stored_task
 
 
 @pytest.mark.parametrize(("least", "most"), [(1, 3), (4, 4), (5, 9)])

@@ -8,6 +8,12 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from safetensors.torch import load_file, save_file
+
+from glora_deploy.errors import ArtifactError, ExportError
+from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.export.skeleton import UNREAD
+from glora_deploy.export.to_onnx import attach, describe, write_onnx
 from onnx_networks import (
     KINDS,
     N_IMAGES,
@@ -17,12 +23,6 @@ from onnx_networks import (
     torch_logits,
     write_weights,
 )
-from safetensors.torch import load_file, save_file
-
-from glora_deploy.errors import ArtifactError, ExportError
-from glora_deploy.export.runtime import OnnxSession
-from glora_deploy.export.skeleton import UNREAD
-from glora_deploy.export.to_onnx import attach, describe, write_onnx
 
 ATOL = 2e-5  # float32, logits of size 1 to 10, other summation orders
 METADATA = {"task": "digits"}

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tasks import make_images
 
 from glora_deploy.data import ImageSet
 from glora_deploy.errors import DataError
 from glora_deploy.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.training.pixels import Pixels
+from tasks import make_images
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(

@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-from stored_tasks import make_backbone
 
 from glora_deploy.errors import ArtifactError
 from glora_deploy.inject import find_layers
@@ -12,6 +11,7 @@ from glora_deploy.paths import SearchSpace, Subnet
 from glora_deploy.training.config import SearchConfig
 from glora_deploy.training.run_folder import RunFolder, ScoreMemory
 from glora_deploy.training.search import evolve
+from stored_tasks import make_backbone
 
 SEARCH = SearchConfig(population=8, generations=3, top_k=3, mutations=4, crossovers=4)
 
