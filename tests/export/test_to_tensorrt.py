@@ -3,7 +3,6 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
-import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -365,13 +364,15 @@ def test_a_disk_that_fills_up_leaves_the_old_plan_and_nothing_else(
     assert (folder / "model.plan").read_bytes() == (folder / "plan.json").read_bytes() == b"old"
 
 
-def test_ctrl_c_cancels_the_build(tmp_path: Path) -> None:
+def test_ctrl_c_cancels_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tiny(tmp_path, "fp32")
-    interrupt = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
-    interrupt.start()
+    monkeypatch.setattr(to_tensorrt, "PROGRESS_AFTER_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        write_plan(tmp_path, PlanConfig(backend="rtx"))
-    interrupt.join()
+        write_plan(
+            tmp_path,
+            PlanConfig(backend="rtx"),
+            on_step=lambda _: signal.raise_signal(signal.SIGINT),
+        )
     assert "canceled by user" in logger_of(trt).errors[0]
     assert listing(tmp_path) == FILES
 
