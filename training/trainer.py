@@ -61,7 +61,7 @@ class Trainer:
         self._report = report
         self._parameters = supernet.trainable()
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay, foreach=True
+            self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self._epoch = 0
         self._epochs_restored = 0

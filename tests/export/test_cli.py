@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
-from stored_tasks import make_stored_task
+from hub_server import WRITE, local_hub
+from stored_tasks import LABELS, make_backbone, make_stored_task
 
 
 def run(*arguments: str | Path) -> Result:
@@ -193,3 +195,59 @@ def test_quantising_is_measured_and_refused_past_its_bound(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert "times as fast at batch 8" in result.output
     assert (artifact.path / "exports/fp32/model.int8.onnx").is_file()
+
+
+# The Hub's client uploads with a progress bar in a way that its HTTP library is giving up.
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+def test_a_pushed_task_is_pulled_into_another_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, artifact = make_stored_task(tmp_path / "ours")
+    with local_hub(monkeypatch, tmp_path) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        pushed = run(
+            "--task", "pets", "--store", tmp_path / "ours", "--images", 1,
+            "--push", "ann/pets", "--token", WRITE, "--license", "mit",
+        )  # fmt: skip
+        assert pushed.exit_code == 0, pushed.output
+        assert f"{hub.endpoint}/ann/pets" in pushed.output
+        # An untrained backbone has no source to come from again.
+        make_stored_task(tmp_path / "theirs", "cats")
+        pulled = run("pull", "ann/pets", "--store", tmp_path / "theirs", "--token", WRITE)
+        assert pulled.exit_code == 0, pulled.output
+        refused = run("pull", "ann/dogs", "--store", tmp_path / "theirs", "--token", WRITE)
+        assert refused.exit_code == 1
+        assert len([line for line in refused.stderr.splitlines() if "error:" in line]) == 1
+    theirs = tmp_path / "theirs/pets/v1/adapter.safetensors"
+    assert theirs.read_bytes() == (artifact.path / "adapter.safetensors").read_bytes()
+
+
+def test_a_peft_adapter_becomes_a_task(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="no peft installed")
+    model = make_backbone().build(len(LABELS))
+    config = peft.LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    names = tmp_path / "labels.txt"
+    names.write_text("\n".join(LABELS))
+    weights = tmp_path / "backbone.safetensors"
+    save_file(dict(make_backbone().tensors), weights)
+    result = run(
+        "import", tmp_path / "adapter", "--task", "pets", "--store", tmp_path / "store",
+        "--backbone", "vit_tiny_patch16_224", "--checkpoint", weights, "--labels", names,
+    )  # fmt: skip
+    # The command knows timm's own sizes only; this backbone is narrower.
+    assert result.exit_code == 1
+    assert "backbone.safetensors: weights do not fit" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_one_self_contained_model_is_built_into_a_plan_too(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx installed")
+    _, artifact = make_stored_task(tmp_path)
+    result = run("--task", "pets", "--fmt", "trt", "--single-file", "--store", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (artifact.path / "exports/fp32/model.plan").is_file()
