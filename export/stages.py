@@ -66,6 +66,8 @@ class TaskNetwork:
         subnet = manifest.subnet()
         ranks = {path.rank for paths in subnet.values() for _, path in paths.items()} - {0}
         model = self.unmerged()
+        if not subnet:  # a linear probe: the classifier is all there is
+            return model
         inject(model, manifest.shapes(), ranks=sorted(ranks or {1}), generator=torch.Generator())
         restore_supports(model, subnet, self.supports)
         return model.eval()

@@ -39,6 +39,18 @@ def test_one_two_an_odd_and_full_batches_are_fed_in_order() -> None:
     assert seen == [1, 2, 3, 16, 16, 2]
 
 
+def test_a_delta_that_holds_only_a_classifier_is_a_network_too(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    draft = artifact.manifest.model_copy(update={"layers": {}})
+    head = {n: t for n, t in artifact.tensors().items() if draft.is_head(n)}
+    probe = store.put("probe", head, draft)
+    network = TaskNetwork.load(backbone_of(store, probe.manifest), probe)
+    images = np.zeros((1, *network.backbone.input_size), np.float32)
+    expected = torch_logits(network.unmerged())(images)
+    np.testing.assert_array_equal(torch_logits(network.supernet())(images), expected)
+    np.testing.assert_array_equal(torch_logits(network.merged(torch.float32))(images), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "model_args"),
     [
