@@ -35,15 +35,18 @@ class Limits(_Value):
     """Smallest cosine between the logits of one image."""
     min_agreement: float
     """Share of images whose top class must be the reference's; 0 to 1."""
+    tie: float
+    """A class that the reference itself puts this close below its top one, as a share of the
+    spread, counts as its top class too: rounding decides between the two."""
 
 
 DEFAULT_LIMITS: dict[Precision, Limits] = {
     # fp32 sums of a few thousand terms over a dozen blocks leave a few 1e-6 of the spread.
-    "fp32": Limits(max_error=1e-3, min_cosine=0.99999, min_agreement=1.0),
+    "fp32": Limits(max_error=1e-3, min_cosine=0.99999, min_agreement=1.0, tie=1e-4),
     # fp16 carries 11 bits: 5e-4 a rounding, some tens of roundings deep.
-    "fp16": Limits(max_error=5e-2, min_cosine=0.999, min_agreement=0.98),
+    "fp16": Limits(max_error=5e-2, min_cosine=0.999, min_agreement=0.98, tie=1e-2),
     # bf16 carries 8 bits, eight times coarser.
-    "bf16": Limits(max_error=4e-1, min_cosine=0.99, min_agreement=0.95),
+    "bf16": Limits(max_error=4e-1, min_cosine=0.99, min_agreement=0.95, tie=8e-2),
 }
 
 
@@ -62,6 +65,8 @@ class Comparison(_Value):
     """Over images."""
     agreement: float
     """Share of images with the same top class."""
+    decided_agreement: float
+    """The same, where a tie in the other stage counts for either class."""
 
 
 class Step(_Value):
@@ -136,7 +141,7 @@ class Report(_Value):
 
 
 def compare(
-    logits: NDArray[Any], other: NDArray[Any], *, spread: float, against: str
+    logits: NDArray[Any], other: NDArray[Any], *, spread: float, against: str, tie: float = 0.0
 ) -> Comparison:
     """Measure one stage's logits against another's.
 
@@ -145,6 +150,7 @@ def compare(
         other: ``(n, n_classes)``, finite; the stage compared with.
         spread: Standard deviation of the float64 reference's logits on ordinary images.
         against: Name of the other stage.
+        tie: As in ``Limits``.
 
     Raises:
         ValueError: If the shapes differ or there is nothing to compare.
@@ -167,6 +173,7 @@ def compare(
             IterationResult({str(i): row for i, row in enumerate(wide)}),
             IterationResult({str(i): row for i, row in enumerate(wide_other)}),
         )
+    chosen = np.take_along_axis(wide_other, wide.argmax(1)[:, None], 1)[:, 0]
     return Comparison(
         against=against,
         max_abs=float(whole.max_absdiff),
@@ -174,6 +181,7 @@ def compare(
         error=float(whole.max_absdiff) / max(spread, np.finfo(np.float64).tiny),
         min_cosine=min(float(result.cosine_similarity) for result in by_image.values()),
         agreement=float(np.mean(logits.argmax(1) == other.argmax(1))),
+        decided_agreement=float(np.mean(wide_other.max(1) - chosen <= tie * spread)),
     )
 
 
@@ -205,7 +213,7 @@ def judge(
             stage=stage, inputs=inputs, n_images=n, outcome="fail", reason=reason, limits=limits
         )
     comparisons = tuple(
-        compare(logits, other, spread=spread, against=name)
+        compare(logits, other, spread=spread, against=name, tie=limits.tie)
         for name, other in references
         if np.isfinite(other).all()
     )
@@ -229,9 +237,9 @@ def _violation(found: Comparison, limits: Limits) -> str:
         )
     if not found.min_cosine >= limits.min_cosine:
         return f"cosine with {found.against} is {found.min_cosine:.6f}, limit {limits.min_cosine:g}"
-    if not found.agreement >= limits.min_agreement:
+    if not found.decided_agreement >= limits.min_agreement:
         return (
-            f"top class agrees with {found.against} on {found.agreement:.1%} of images, "
+            f"top class agrees with {found.against} on {found.decided_agreement:.1%} of images, "
             f"limit {limits.min_agreement:.1%}"
         )
     return ""

@@ -6,7 +6,7 @@ import pytest
 from glora_deploy.errors import ArtifactError, ParityError
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Report, Step, compare, judge
 
-LIMITS = Limits(max_error=0.1, min_cosine=0.99, min_agreement=0.75)
+LIMITS = Limits(max_error=0.1, min_cosine=0.99, min_agreement=0.75, tie=0.0)
 
 
 def make_logits(seed: int = 0, n: int = 8, n_classes: int = 5) -> np.ndarray:
@@ -70,6 +70,17 @@ def test_too_few_agreeing_top_classes_fail() -> None:
     other = reference.copy()
     other[:3, 1] = 1.001
     assert "62.5% of images" in judged(other, reference).reason
+
+
+def test_a_tie_in_the_reference_may_be_broken_either_way_and_a_decision_may_not() -> None:
+    limits = LIMITS.model_copy(update={"min_agreement": 1.0, "tie": 0.01})
+    for margin, outcome in ((0.009, "pass"), (0.011, "fail")):
+        reference = np.tile([1.0, 1.0 - margin, 0, 0, 0], (8, 1))
+        other = reference.copy()
+        other[3, 1] = 1.0001
+        step = judged(other, reference, limits)
+        assert step.outcome == outcome
+        assert step.comparisons[0].agreement == 7 / 8
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -123,7 +123,7 @@ numpy.save("{tmp_path}/logits.npy", logits.numpy())
 
 def test_a_failing_comparison_is_kept_and_marks_the_export_unusable(tmp_path: Path) -> None:
     store, artifact = make_stored_task(tmp_path)
-    nothing = Limits(max_error=0, min_cosine=1, min_agreement=1)
+    nothing = Limits(max_error=0, min_cosine=1, min_agreement=1, tie=0)
     config = ExportConfig(n_images=2, limits={**DEFAULT_LIMITS, "fp32": nothing})
     done = export(store, artifact, config)
     assert not done.report.passed

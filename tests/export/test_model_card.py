@@ -15,7 +15,13 @@ from glora_deploy.manifest import Manifest, ManifestDraft
 from glora_deploy.parity import DEFAULT_LIMITS, Comparison, Report, Step
 
 COMPARISON = Comparison(
-    against="merged-fp64", max_abs=1.1e-6, max_rel=1, error=2.5e-6, min_cosine=1, agreement=1
+    against="merged-fp64",
+    max_abs=1.1e-6,
+    max_rel=1,
+    error=2.5e-6,
+    min_cosine=1,
+    agreement=1,
+    decided_agreement=1,
 )
 
 
