@@ -175,7 +175,11 @@ def _parity(store: ArtifactStore, artifact: Artifact) -> str:
     for precision in get_args(Precision):
         path = store.export_dir(artifact, precision) / "parity.json"
         if path.is_file():
-            report = Report.from_json(path.read_bytes(), str(path))
+            try:
+                report = Report.from_json(path.read_bytes(), str(path))
+            except ArtifactError:  # one damaged report must not hide the rest of the store
+                found.append(f"{precision} damaged")
+                continue
             errors = [c.error for step in report.steps for c in step.comparisons[:1]]
             verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
             found.append(f"{precision} {verdict}")

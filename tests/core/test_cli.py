@@ -89,6 +89,16 @@ def test_du_compares_deltas_with_merged_copies(tmp_path: Path) -> None:
     assert "9.00" in total  # three versions of a backbone of 3 MB
 
 
+def test_a_damaged_parity_report_does_not_hide_the_store(tmp_path: Path) -> None:
+    make_listed_store(tmp_path)
+    folder = tmp_path / "pets/v2/exports/fp16"
+    folder.mkdir(parents=True)
+    (folder / "parity.json").write_text("{}")
+    result = run("list", "--store", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "fp16 damaged" in result.output
+
+
 def test_a_store_without_its_backbone_is_still_listed(tmp_path: Path) -> None:
     make_store(tmp_path, {"pets": 1})
     result = run("list", "--store", tmp_path)
