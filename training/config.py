@@ -137,15 +137,15 @@ _TRAIN_PRESETS: dict[Schedule, dict[str, Any]] = {
         "ranks": (8, 4),
     },
     "short": {
-        "epochs": 20,
+        "epochs": 15,
         "batch_size": 32,
         "lr": 1e-3,
-        "supernet_share": 0.6,
+        "supernet_share": 0.5,
         "warmup_epochs": 1,
         "warmup_lr": 1e-6,
         "final_lr": 1e-5,
         "weight_decay": 1e-4,
-        "drop_path": 0.0,
+        "drop_path": 0.1,
         "ranks": (8, 4),
     },
 }
@@ -206,10 +206,10 @@ class SearchConfig:
         A changed population keeps the halves: as many mutants as crossovers.
         """
         _require_schedule(schedule)
-        population = changes.get("population", {"paper": 50, "short": 16}[schedule])
+        population = changes.get("population", {"paper": 50, "short": 12}[schedule])
         values: dict[str, Any] = {
             "population": population,
-            "generations": {"paper": 20, "short": 4}[schedule],
+            "generations": {"paper": 20, "short": 3}[schedule],
             "top_k": min(10, max(1, population // 3)) if schedule == "short" else 10,
             "mutations": population // 2,
             "crossovers": population // 2,

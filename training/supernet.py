@@ -53,7 +53,10 @@ def build_supernet(
     if config.drop_path:
         arguments = {**backbone.model_args, "drop_path_rate": config.drop_path}
         backbone = replace(backbone, model_args=arguments)
-    model = backbone.build(n_classes, seed=seed)
+    try:
+        model = backbone.build(n_classes, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"{error}. If it knows no drop path, give --drop-path 0.") from error
     layers = find_layers(
         model,
         kinds=config.kinds,

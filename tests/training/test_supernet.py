@@ -54,5 +54,7 @@ def test_short_scales_the_small_forms_and_the_paper_does_not() -> None:
 
 
 def test_drop_path_is_refused_where_the_architecture_knows_none() -> None:
-    with pytest.raises(ValueError, match="drop_path_rate"):
+    with pytest.raises(
+        ValueError, match=r"drop_path_rate.* If it knows no drop path, give --drop-path 0"
+    ):
         build_supernet(make_backbone("dla46_c"), 3, make_config(drop_path=0.1), seed=0, device=CPU)
