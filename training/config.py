@@ -59,7 +59,7 @@ class TrainConfig:
     """Shell patterns on dotted layer names; a layer must match one."""
     exclude: tuple[str, ...] = ()
     """Patterns of layers to leave alone, beside the classifier."""
-    checkpoint_every: int = 10
+    checkpoint_every: int = 5
     """Epochs between checkpoints."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import typer
+from rich.console import Console
+
+from glora_deploy.console import (
+    INTERRUPTED,
+    make_table,
+    one_line,
+    one_line_errors,
+    progress_bars,
+)
+from glora_deploy.errors import DataError, StoreError
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (StoreError("no task 'x'\n  in artifacts"), "no task 'x' in artifacts"),
+        (ValueError("epochs must be at least 1, got 0"), "epochs must be at least 1, got 0"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.npz"), "a.npz: Permission denied"),
+        (DataError(""), "DataError"),
+    ],
+)
+def test_what_users_can_put_right_is_one_line_and_status_1(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert one_line(error) == line
+    with pytest.raises(typer.Exit) as stopped, one_line_errors():
+        raise error
+    captured = capsys.readouterr()
+    assert stopped.value.exit_code == 1
+    assert captured.err == f"error: {line}\n"
+    assert captured.out == ""
+
+
+def test_an_interrupt_is_one_line_and_the_status_shells_know(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(typer.Exit) as stopped, one_line_errors("go on with --resume"):
+        raise KeyboardInterrupt
+    assert stopped.value.exit_code == INTERRUPTED == 130
+    assert capsys.readouterr().err == "go on with --resume\n"
+
+
+@pytest.mark.parametrize("error", [TypeError("ours"), KeyError("ours"), RuntimeError("ours")])
+def test_our_own_defects_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error), match="ours"), one_line_errors():
+        raise error
+
+
+def test_progress_without_a_bar_prints_nothing_and_with_one_goes_to_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress_bars():
+        pass
+    assert capsys.readouterr() == ("", "")
+    with progress_bars() as bars:
+        bar = bars.add_task("training", total=3, note="")
+        bars.update(bar, completed=2, note="loss 0.5")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "training" in captured.err
+    assert "2/3" in captured.err
+    assert "loss 0.5" in captured.err
+
+
+def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars(quiet=True) as bars:
+        bars.add_task("training", total=3, note="")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_cell_of_a_table_is_cut() -> None:
+    console = Console(width=30)
+    path = "artifacts/cifar100/v1/exports/fp32"
+    with console.capture() as capture:
+        console.print(make_table("stored", ("task", "bytes", "where"), [("a", "12", path)]))
+    shown = capture.get()
+    assert "…" not in shown
+    assert "stored" in shown
+    letters = "".join(shown.split())
+    assert all(part in letters for part in ("task", "bytes", "where", "12"))
+
+
+def test_numbers_are_aligned_right() -> None:
+    rows = [("a", "7"), ("b", "1,234")]
+    table = make_table("", ("task", "bytes"), rows, right=("bytes",))
+    assert [column.justify for column in table.columns] == ["left", "right"]
