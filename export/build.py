@@ -21,29 +21,35 @@ from glora_deploy.backbone import Backbone, require_same_backbone, stored_backbo
 from glora_deploy.errors import StoreError
 from glora_deploy.manifest import Manifest
 from glora_deploy.merged_file import PRECISIONS
-from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
+from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Precision, Report
 from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS, EXPORT_RECORD
 
 from .engine import Engine
+from .files import (
+    CONFIG_FILE,
+    DELTA_FOLDER,
+    INT8_FILE,
+    INT8_REPORT_FILE,
+    MODEL_FILE,
+    PLAN_FILE,
+    SIDECAR_FILE,
+    WEIGHTS_FILE,
+)
 from .half import to_precision
 from .inputs import ParityInputs, parity_inputs, task_data
-from .int8_report import INT8_FILE, INT8_REPORT_FILE
-from .plan import PLAN_FILE, SIDECAR_FILE, PlanConfig
+from .plan import PlanConfig
 from .quantize import QuantizeConfig, quantize
 from .ranges import Overflow, find_overflow
 from .record import ExportRecord, Format
 from .runtime import OnnxSession
-from .skeleton import OPSET, WEIGHTS_FILE, SkeletonCache, SkeletonSpec
+from .skeleton import OPSET, SkeletonCache, SkeletonSpec
 from .stages import TORCH_DTYPES, Logits, TaskNetwork, torch_logits, within
 from .tensorrt_library import find_gpu
-from .to_merged import CONFIG_FILE, write_merged_folder
-from .to_onnx import MODEL_FILE, describe, write_onnx
+from .to_merged import write_merged_folder
+from .to_onnx import describe, write_onnx
 from .to_tensorrt import write_plan
 from .verify import Skipped, Stage, verify
-
-PARITY_FILE = "parity.json"
-DELTA_FOLDER = "delta"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from glora_deploy.errors import ExportError
 
-from .plan import GRAPH_FILE, PLAN_FILE, read_plan_info, require_runnable
+from .files import MODEL_FILE, PLAN_FILE
+from .plan import read_plan_info, require_runnable
 from .tensorrt_library import (
     Context,
     CudaEngine,
@@ -62,7 +63,7 @@ class Engine:
         if self._engine is None:
             raise ExportError(f"{folder / PLAN_FILE}: {name} must load it, got {_last(logger)}")
         if self.info.stripped:
-            _fill(library, self._engine, folder / GRAPH_FILE)
+            _fill(library, self._engine, folder / MODEL_FILE)
         self._context: Context | None = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 

@@ -15,19 +15,17 @@ from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact
 from glora_deploy.backbone import load_backbone
 from glora_deploy.errors import HubError, ParityError, StoreError
 from glora_deploy.manifest import Manifest
-from glora_deploy.parity import Report
+from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.preprocess import Preprocessing
 from glora_deploy.store import ArtifactStore
 
-from .build import PARITY_FILE, provide_backbone
+from .build import provide_backbone
+from .files import CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE
 from .hub_client import DELAYS_S, HubClient
 from .model_card import is_ours, model_card
 from .record import ExportRecord
-from .skeleton import WEIGHTS_FILE
-from .to_merged import CONFIG_FILE
-from .to_onnx import MODEL_FILE
 
-DELTA_FOLDER = "glora"
+HUB_FOLDER = "glora"
 """Folder of the delta in a repository."""
 README = "README.md"
 
@@ -211,7 +209,7 @@ class _Upload:
                 if name != CONFIG_FILE
             ),
             *(
-                CommitOperationAdd(f"{DELTA_FOLDER}/{name}", self.artifact.path / name)
+                CommitOperationAdd(f"{HUB_FOLDER}/{name}", self.artifact.path / name)
                 for name in (MANIFEST, ADAPTER)
             ),
         ]
@@ -228,7 +226,7 @@ _ROOT_FILES = (CONFIG_FILE, WEIGHTS_FILE, MODEL_FILE, PARITY_FILE)
 def _removals(there: ModelInfo, names: Sequence[str]) -> list[CommitOperationDelete]:
     """Files of an earlier push that this one does not replace."""
     present = {file.rfilename for file in there.siblings or ()}
-    if f"{DELTA_FOLDER}/{MANIFEST}" not in present:
+    if f"{HUB_FOLDER}/{MANIFEST}" not in present:
         return []  # nothing there is ours
     return [CommitOperationDelete(name) for name in _ROOT_FILES if name in present - {*names}]
 
@@ -243,7 +241,7 @@ def _has_own_card(api: HfApi, there: ModelInfo) -> bool:
 
 def _fetch_delta(client: HubClient, revision: str | None) -> Path:
     """The folder, in the local cache of the Hub, of both files at one commit."""
-    manifest, adapter = f"{DELTA_FOLDER}/{MANIFEST}", f"{DELTA_FOLDER}/{ADAPTER}"
+    manifest, adapter = f"{HUB_FOLDER}/{MANIFEST}", f"{HUB_FOLDER}/{ADAPTER}"
 
     def fetch(api: HfApi) -> Path:
         folder = Path(api.hf_hub_download(client.repo, manifest, revision=revision)).parent

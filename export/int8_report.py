@@ -25,10 +25,8 @@ from glora_deploy.records import (
     first_problem,
 )
 
+from .files import INT8_REPORT_FILE
 from .runtime import OnnxSession
-
-INT8_FILE = "model.int8.onnx"
-INT8_REPORT_FILE = "int8.json"
 
 FLOAT_STAGE = "onnx-fp32"
 

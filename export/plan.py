@@ -18,11 +18,7 @@ from glora_deploy.errors import ArtifactError, ExportError
 from glora_deploy.parity import Precision
 from glora_deploy.records import Count, FileRecord, Line, Record, first_problem
 
-PLAN_FILE = "model.plan"
-SIDECAR_FILE = "plan.json"
-# As to_onnx and skeleton call them; importing those would bring torch, which no build needs.
-GRAPH_FILE = "model.onnx"
-WEIGHTS_FILE = "model.safetensors"
+from .files import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
 
 Backend = Literal["auto", "tensorrt", "rtx"]
 Library = Literal["tensorrt", "tensorrt_rtx"]
@@ -129,7 +125,7 @@ def read_plan_info(folder: Path) -> PlanInfo:
         raise ArtifactError(f"{sidecar}: {first_problem(error)}. Build the plan again.") from error
     for name, record in (
         (PLAN_FILE, info.plan),
-        (GRAPH_FILE, info.graph),
+        (MODEL_FILE, info.graph),
         (WEIGHTS_FILE, info.weights),
     ):
         path = folder / name

@@ -28,18 +28,10 @@ from glora_deploy.manifest import Manifest
 from glora_deploy.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.tensor_file import map_tensors
 
-from .int8_report import (
-    INT8_FILE,
-    INT8_REPORT_FILE,
-    Batch,
-    Latency,
-    QuantizeReport,
-    compare_models,
-    time_models,
-)
+from .files import INT8_FILE, INT8_REPORT_FILE, MODEL_FILE, WEIGHTS_FILE
+from .int8_report import Batch, Latency, QuantizeReport, compare_models, time_models
 from .runtime import PREPROCESSED, OnnxSession, write_int8
-from .skeleton import WEIGHTS_FILE, layer_of
-from .to_onnx import MODEL_FILE
+from .skeleton import layer_of
 
 BATCH = 8
 """Images per calibration run, and the larger of the two batches that are timed."""

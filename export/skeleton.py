@@ -28,11 +28,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from glora_deploy.atomic import replace_file
 from glora_deploy.errors import ExportError
 
+from .files import WEIGHTS_FILE
+
 OPSET = 20
 """TensorRT-RTX 1.7 builds no fp32 graph with the ``Attention`` operator of opset 23 and later."""
-
-WEIGHTS_FILE = "model.safetensors"
-"""Where the initializers of every exported graph lie, in the folder of the graph."""
 
 UNREAD = "glora_deploy.unread"
 """Metadata key: JSON list of the state-dict names that are no initializer of the graph."""

@@ -16,9 +16,7 @@ from glora_deploy.merged_file import write_merged
 from glora_deploy.parity import Precision
 from glora_deploy.store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS
 
-from .skeleton import WEIGHTS_FILE
-
-CONFIG_FILE = "config.json"
+from .files import CONFIG_FILE, WEIGHTS_FILE
 
 
 def write_merged_folder(

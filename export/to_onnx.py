@@ -15,9 +15,9 @@ from onnx.helper import set_model_props, tensor_dtype_to_np_dtype
 from glora_deploy.errors import ExportError
 from glora_deploy.tensor_file import Place, read_layout
 
-from .skeleton import UNREAD, WEIGHTS_FILE
+from .files import MODEL_FILE, WEIGHTS_FILE
+from .skeleton import UNREAD
 
-MODEL_FILE = "model.onnx"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 

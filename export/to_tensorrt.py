@@ -20,15 +20,8 @@ from typing import Any, BinaryIO
 from glora_deploy.errors import ExportError
 from glora_deploy.records import FileRecord
 
-from .plan import (
-    GRAPH_FILE,
-    PLAN_FILE,
-    SIDECAR_FILE,
-    WEIGHTS_FILE,
-    Library,
-    PlanConfig,
-    PlanInfo,
-)
+from .files import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
+from .plan import Library, PlanConfig, PlanInfo
 from .tensorrt_library import (
     Builder,
     BuilderConfig,
@@ -95,7 +88,7 @@ def write_plan(folder: Path, config: PlanConfig, *, on_step: OnStep = lambda _: 
         MissingDependencyError, ArtifactError: As :func:`build_plan`.
         ExportError: As :func:`build_plan`, or if a file is missing or there is no space.
     """
-    graph, weights = folder / GRAPH_FILE, folder / WEIGHTS_FILE
+    graph, weights = folder / MODEL_FILE, folder / WEIGHTS_FILE
     for path in (graph, weights):
         if not path.is_file():
             raise ExportError(f"{path}: must be a file, none is here. Export the ONNX model first.")

@@ -42,8 +42,8 @@ from glora_deploy.errors import ExportError, ParityError
 from glora_deploy.manifest import Manifest
 from glora_deploy.records import FileRecord
 
-from .int8_report import INT8_FILE
-from .plan import GRAPH_FILE, PLAN_FILE, WEIGHTS_FILE, PlanInfo, read_plan_info
+from .files import INT8_FILE, MODEL_FILE, PLAN_FILE, WEIGHTS_FILE
+from .plan import PlanInfo, read_plan_info
 from .record import ExportRecord
 from .triton_config import (
     CONFIG,
@@ -168,17 +168,17 @@ def _needed_files(folder: Path, config: TritonConfig) -> dict[str, str]:
             needed = {PLAN_FILE: PLAN_FILE}
         case "int8":
             name, fix = INT8_FILE, "Export it with --quantize int8."
-            needed = {GRAPH_FILE: INT8_FILE}
+            needed = {MODEL_FILE: INT8_FILE}
         case "onnx":
-            name, fix = GRAPH_FILE, "Export it with --fmt onnx."
-            needed = {GRAPH_FILE: GRAPH_FILE}
+            name, fix = MODEL_FILE, "Export it with --fmt onnx."
+            needed = {MODEL_FILE: MODEL_FILE}
     path = folder / name
     if not path.is_file():
         raise ExportError(f"{path}: must be a file, none is here. {fix}")
     if config.kind == "onnx":
         graph = onnx.load_model(path, load_external_data=False).graph
         if any(uses_external_data(weight) for weight in graph.initializer):
-            needed = {f"{GRAPH_FILE}/{name}": name for name in (GRAPH_FILE, WEIGHTS_FILE)}
+            needed = {f"{MODEL_FILE}/{name}": name for name in (MODEL_FILE, WEIGHTS_FILE)}
     return needed
 
 

@@ -125,44 +125,25 @@ def load_backbone(
         ArtifactError: If it cannot be read or does not fit the model.
         HubError: If pretrained weights cannot be fetched.
     """
-    arguments = dict(model_args or {})
-    cfg_overlay: dict[str, Any] = {}
-    if name in PACKAGED:
-        overlay = packaged_config(name)
-        architecture, cfg_overlay = overlay["architecture"], overlay["pretrained_cfg"]
-        arguments = {**overlay["model_args"], **arguments}
-    else:
-        architecture = name
-        if not timm.is_model(name):
-            close = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
-            hint = f"Close: {', '.join(close)}." if close else "timm.list_models() lists them."
-            raise ValueError(f"backbone {name!r} must be demo-vit or a timm model. {hint}")
-    if input_size is not None:
-        cfg_overlay = {**cfg_overlay, "input_size": (3, input_size, input_size)}
-        if cast(Any, timm.get_pretrained_cfg(architecture)).fixed_input_size:
-            arguments["img_size"] = input_size
-    if name in PACKAGED and checkpoint is None:
-        model = _create(architecture, arguments, cfg_overlay)
-        source = f"packaged:{name}"
-        raw = resources.files("glora_deploy").joinpath(f"weights/{name}.safetensors").read_bytes()
-        # Stored in half precision to keep the package small; widening is exact.
-        state = {key: tensor.float() for key, tensor in load(raw).items()}
-        _load_checked(model, state, source)
-    elif checkpoint is None:
-        model = _fetch(architecture, arguments, cfg_overlay)
-        # With the tag that timm chose: its default may be another one some day.
-        tag = cast(Any, model).pretrained_cfg.get("tag")
-        source = f"timm:{architecture.partition('.')[0]}{f'.{tag}' if tag else ''}"
-    elif str(checkpoint).startswith("random:"):
+    architecture, arguments, overlay = _resolve(name, input_size, model_args or {})
+    if checkpoint is not None and str(checkpoint).startswith("random:"):
         source = str(checkpoint)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(source.partition(":")[2]))
-            model = _create(architecture, arguments, cfg_overlay)
-    else:
-        model = _create(architecture, arguments, cfg_overlay)
+            model = _create(architecture, arguments, overlay)
+    elif checkpoint is not None:
         source = f"file:{Path(checkpoint).name}"
+        model = _create(architecture, arguments, overlay)
         _load_file(model, Path(checkpoint))
-    architecture = architecture.partition(".")[0]
+    elif name in PACKAGED:
+        source = f"packaged:{name}"
+        model = _create(architecture, arguments, overlay)
+        _load_checked(model, _packaged_state(name), source)
+    else:
+        model = _fetch(architecture, arguments, overlay)
+        # With the tag that timm chose: its default may be another one some day.
+        tag = cast(Any, model).pretrained_cfg.get("tag")
+        source = f"timm:{architecture.partition('.')[0]}{f'.{tag}' if tag else ''}"
     classifier = _classifier(model)
     tensors = {
         key: tensor.detach().clone()
@@ -170,7 +151,7 @@ def load_backbone(
         if not key.startswith(tuple(f"{head}." for head in classifier))
     }
     return Backbone(
-        architecture=architecture,
+        architecture=architecture.partition(".")[0],
         model_args=arguments,
         source=source,
         classifier=classifier,
@@ -181,6 +162,37 @@ def load_backbone(
         tensors=tensors,
         fingerprint=fingerprint({key: tensor.numpy() for key, tensor in tensors.items()}),
     )
+
+
+def _resolve(
+    name: str, input_size: int | None, model_args: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Timm's name for a backbone, constructor arguments, and what to change in its pretrained_cfg.
+
+    Raises:
+        ValueError: If timm has no such model; names close ones.
+    """
+    arguments, overlay = dict(model_args), {}
+    architecture = name
+    if name in PACKAGED:
+        packaged = packaged_config(name)
+        architecture, overlay = packaged["architecture"], packaged["pretrained_cfg"]
+        arguments = {**packaged["model_args"], **arguments}
+    elif not timm.is_model(name):
+        close = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
+        hint = f"Close: {', '.join(close)}." if close else "timm.list_models() lists them."
+        raise ValueError(f"backbone {name!r} must be demo-vit or a timm model. {hint}")
+    if input_size is not None:
+        overlay = {**overlay, "input_size": (3, input_size, input_size)}
+        if cast(Any, timm.get_pretrained_cfg(architecture)).fixed_input_size:
+            arguments["img_size"] = input_size
+    return architecture, arguments, overlay
+
+
+def _packaged_state(name: str) -> dict[str, Tensor]:
+    raw = resources.files("glora_deploy").joinpath(f"weights/{name}.safetensors").read_bytes()
+    # Stored in half precision to keep the package small; widening is exact.
+    return {key: tensor.float() for key, tensor in load(raw).items()}
 
 
 def stored_backbone(

@@ -11,7 +11,7 @@ import typer
 from .artifact import ADAPTER, Artifact
 from .console import make_table, one_line_errors, stdout
 from .errors import ArtifactError, StoreError
-from .parity import Precision, Report
+from .parity import PARITY_FILE, Precision, Report
 from .store import ArtifactStore
 from .store_read import BACKBONE_WEIGHTS, BACKBONES
 
@@ -173,7 +173,7 @@ def _parity(store: ArtifactStore, artifact: Artifact) -> str:
     """For each export, its verdict and largest error, a line each: ``fp32 3e-06``."""
     found = []
     for precision in get_args(Precision):
-        path = store.export_dir(artifact, precision) / "parity.json"
+        path = store.export_dir(artifact, precision) / PARITY_FILE
         if path.is_file():
             try:
                 report = Report.from_json(path.read_bytes(), str(path))

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import ArtifactError, ParityError
 
+PARITY_FILE = "parity.json"
+"""The report beside the files of an export."""
+
 Precision = Literal["fp32", "fp16", "bf16"]
 Outcome = Literal["pass", "fail", "skipped"]
 

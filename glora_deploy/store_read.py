@@ -7,6 +7,7 @@
     <root>/<task>/current                                         the version that answers
     <root>/.backbones/<fingerprint>/model.safetensors, config.json
     <root>/.skeletons/                                            caches of exports
+    <root>/.runs/                                                 trainings under way
     <root>/.tmp/                                                  what is being written
 
 Nothing in a store is a symbolic link, so no name in it resolves outside (docs/format.md).

@@ -28,11 +28,11 @@ from glora_deploy.errors import (
     ParityError,
     StoreError,
 )
-from glora_deploy.export.build import PARITY_FILE, ExportConfig, export
+from glora_deploy.export.build import ExportConfig, export
 from glora_deploy.export.hub import pull, push
 from glora_deploy.export.model_card import MARK
 from glora_deploy.export.record import ExportRecord
-from glora_deploy.parity import Report
+from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.store import ArtifactStore
 from hub_server import READ, WRITE, Files, HubServer, local_hub
 from stored_tasks import make_backbone, make_stored_task

@@ -6,12 +6,8 @@ from typing import Any
 import pytest
 
 from glora_deploy.errors import ArtifactError, ExportError
-from glora_deploy.export import skeleton, to_onnx
+from glora_deploy.export.files import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from glora_deploy.export.plan import (
-    GRAPH_FILE,
-    PLAN_FILE,
-    SIDECAR_FILE,
-    WEIGHTS_FILE,
     PlanConfig,
     PlanInfo,
     TensorRecord,
@@ -20,7 +16,7 @@ from glora_deploy.export.plan import (
 )
 from glora_deploy.records import FileRecord
 
-FILES = {PLAN_FILE: b"plan", GRAPH_FILE: b"graph", WEIGHTS_FILE: b"weights"}
+FILES = {PLAN_FILE: b"plan", MODEL_FILE: b"graph", WEIGHTS_FILE: b"weights"}
 
 
 def make_info(**changes: Any) -> PlanInfo:
@@ -39,7 +35,7 @@ def make_info(**changes: Any) -> PlanInfo:
         "refittable": False,
         "stripped": False,
         "parameters": ("head.bias", "head.weight"),
-        "graph": FileRecord.of_bytes(FILES[GRAPH_FILE]),
+        "graph": FileRecord.of_bytes(FILES[MODEL_FILE]),
         "weights": FileRecord.of_bytes(FILES[WEIGHTS_FILE]),
         "plan": FileRecord.of_bytes(FILES[PLAN_FILE]),
         "build_seconds": 1.5,
@@ -55,16 +51,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_file_names_are_those_of_the_onnx_export() -> None:
-    assert (GRAPH_FILE, WEIGHTS_FILE) == (to_onnx.MODEL_FILE, skeleton.WEIGHTS_FILE)
-
-
 def test_a_sidecar_is_read_as_it_was_written(folder: Path) -> None:
     assert read_plan_info(folder) == make_info()
 
 
 def test_the_graph_and_the_weights_need_not_be_there(folder: Path) -> None:
-    (folder / GRAPH_FILE).unlink()
+    (folder / MODEL_FILE).unlink()
     (folder / WEIGHTS_FILE).unlink()
     assert read_plan_info(folder) == make_info()
 

@@ -22,7 +22,7 @@ from factories import LABELS, make_artifact, make_draft, make_store, make_tensor
 from glora_deploy.errors import ArtifactError, ExportError, ParityError
 from glora_deploy.export import triton
 from glora_deploy.export.build import ExportConfig, export
-from glora_deploy.export.int8_report import INT8_FILE
+from glora_deploy.export.files import INT8_FILE
 from glora_deploy.export.plan import PlanInfo, TensorRecord
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
