@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from glora_deploy.export.ranges import find_overflow
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.skeleton import SkeletonCache, SkeletonSpec
 from glora_deploy.export.to_onnx import write_onnx
+from glora_deploy.export.trace import build_skeleton
 
 METADATA = {"task": "benchmark"}
 
@@ -65,8 +66,9 @@ def skeleton_route(model: nn.Module, spec: SkeletonSpec, root: Path) -> dict[str
     write_weights(model, root / "fp16", torch.float16)
     write_weights(model, root / "single", torch.float32)
 
-    def get(build_model: Callable[[], nn.Module] = lambda: model) -> onnx.ModelProto:
-        return SkeletonCache(root / "skeletons").get(spec, build_model)
+    def get() -> onnx.ModelProto:
+        cache = SkeletonCache(root / "skeletons")
+        return cache.get(spec, lambda: build_skeleton(model, spec.input_size))
 
     with timed("first task: trace, keep the skeleton, attach, write, check"):
         write_onnx(root / "fp32", get(), METADATA)

@@ -97,8 +97,8 @@ def make_folder(folder: Path, model_name: str, precision: Precision) -> None:
     from safetensors.torch import save_file
 
     from glora_deploy.export.half import to_precision
-    from glora_deploy.export.skeleton import build_skeleton
     from glora_deploy.export.to_onnx import write_onnx
+    from glora_deploy.export.trace import build_skeleton
 
     model = timm.create_model(model_name, num_classes=100).eval()
     size = model.pretrained_cfg["input_size"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +11,14 @@ from typing import get_args
 
 import numpy as np
 import onnx
-import torch
-from safetensors.torch import load_file
-from torch import nn
 
-from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact, write_artifact
-from glora_deploy.backbone import Backbone, require_same_backbone, stored_backbone
+from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, write_artifact
 from glora_deploy.errors import StoreError
-from glora_deploy.manifest import Manifest
 from glora_deploy.merged_file import PRECISIONS
 from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Precision, Report
 from glora_deploy.store import ArtifactStore
-from glora_deploy.store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS, EXPORT_RECORD
+from glora_deploy.store_read import BACKBONE_WEIGHTS, EXPORT_RECORD
 
-from .engine import Engine
 from .files import (
     CONFIG_FILE,
     DELTA_FOLDER,
@@ -42,14 +35,13 @@ from .plan import PlanConfig
 from .quantize import QuantizeConfig, quantize
 from .ranges import Overflow, find_overflow
 from .record import ExportRecord, Format
-from .runtime import OnnxSession
 from .skeleton import OPSET, SkeletonCache, SkeletonSpec
-from .stages import TORCH_DTYPES, Logits, TaskNetwork, torch_logits, within
-from .tensorrt_library import find_gpu
+from .stages import ExportStages
+from .stored_backbone import backbone_of
 from .to_merged import write_merged_folder
 from .to_onnx import describe, write_onnx
 from .to_tensorrt import write_plan
-from .verify import Skipped, Stage, verify
+from .verify import verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +102,11 @@ def export(
         OSError: If there is no space; likewise.
     """
     on_step("reading the backbone and the delta")
-    network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
+    backbone = backbone_of(store, artifact.manifest)
     inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
     old = store.export_dir(artifact, config.precision)
     with store.replace_export(artifact, config.precision) as folder:
-        builder = _Builder(store, network, config, folder, inputs, on_step)
+        builder = _Builder(store, artifact, backbone, config, folder, inputs, on_step)
         formats = builder.carry_over(old) | {"merged", *config.formats}
         if {"int8", "trt"} & formats:  # both are made from the ONNX model beside them
             formats.add("onnx")
@@ -156,50 +148,15 @@ def verify_export(
     again = replace(config, formats=record.formats)
     before = Report.from_json((present / PARITY_FILE).read_bytes(), str(present / PARITY_FILE))
     with store.replace_export(artifact, config.precision) as folder:
-        network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
+        backbone = backbone_of(store, artifact.manifest)
         inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
-        builder = _Builder(store, network, again, folder, inputs, on_step, before.overflow)
+        builder = _Builder(
+            store, artifact, backbone, again, folder, inputs, on_step, before.overflow
+        )
         for name in record.files.keys() - {PARITY_FILE}:
             (folder / name).parent.mkdir(exist_ok=True)
             os.link(present / name, folder / name)
         return builder.finish(record.formats).report
-
-
-def backbone_of(store: ArtifactStore, manifest: Manifest) -> Backbone:
-    """The backbone a delta was trained on, from the store.
-
-    Raises:
-        StoreError: If the store does not keep it.
-        BackboneMismatchError: If the stored tensors are not the ones it was trained on.
-    """
-    recorded = manifest.backbone
-    try:
-        folder = store.backbone_path(recorded.fingerprint)
-    except StoreError as error:
-        raise StoreError(
-            f"{manifest.task}/{manifest.version}: its backbone {recorded.source} "
-            f"({recorded.fingerprint[:12]}..) is not in {store.root}. "
-            f"Give it with --backbone {recorded.name} or --checkpoint FILE."
-        ) from error
-    return stored_backbone(
-        json.loads((folder / BACKBONE_CONFIG).read_bytes()),
-        folder / BACKBONE_WEIGHTS,
-        recorded.fingerprint,
-        recorded.source,
-    )
-
-
-def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbone) -> None:
-    """Put a backbone into the store, once it is the one this delta was trained on.
-
-    Raises:
-        BackboneMismatchError: If it is another; names both.
-    """
-    require_same_backbone(
-        backbone, manifest.backbone.fingerprint, manifest.task, manifest.backbone.source
-    )
-    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
-    store.put_backbone(backbone.fingerprint, tensors, backbone.config())
 
 
 @dataclass(slots=True)
@@ -207,16 +164,14 @@ class _Builder:
     """The files of one export folder while they are being made."""
 
     store: ArtifactStore
-    network: TaskNetwork
+    artifact: Artifact
+    backbone: Path
+    """Its folder in the store."""
     config: ExportConfig
     folder: Path
     inputs: ParityInputs
     on_step: Callable[[str], None]
     overflow: tuple[str, ...] = ()
-
-    @property
-    def artifact(self) -> Artifact:
-        return self.network.artifact
 
     def carry_over(self, old: Path) -> set[Format]:
         """Copy what a present export of the same delta holds and this one does not make anew."""
@@ -261,15 +216,19 @@ class _Builder:
 
     def finish(self, formats: tuple[Format, ...]) -> Exported:
         """Measure every stage from the training graph to the last file, and record it all."""
-        report = verify(
-            self.network,
-            self.inputs,
-            self.config.precision,
-            stages_of(self.network, self.folder, self.config.precision, formats),
-            limits=self.config.limits,
-            overflow=self.overflow,
-            on_step=lambda stage: self.on_step(f"comparing {stage}"),
-        )
+        weights = self.backbone / BACKBONE_WEIGHTS
+        with self.store.scratch(self.artifact.task) as scratch:
+            stages = ExportStages(self.artifact, weights, self.folder, scratch)
+            report = verify(
+                self.artifact.manifest,
+                self.inputs,
+                self.config.precision,
+                stages.reference,
+                stages.all(self.config.precision, formats),
+                limits=self.config.limits,
+                overflow=self.overflow,
+                on_step=lambda stage: self.on_step(f"comparing {stage}"),
+            )
         (self.folder / PARITY_FILE).write_bytes(report.to_json())
         self.on_step("recording checksums")
         record = ExportRecord.of_folder(
@@ -283,8 +242,7 @@ class _Builder:
         return Exported(self.folder, report, record)
 
     def _merge(self, folder: Path, precision: Precision) -> None:
-        backbone = self.store.backbone_path(self.network.backbone.fingerprint)
-        write_merged_folder(folder, self.artifact, backbone, precision)
+        write_merged_folder(folder, self.artifact, self.backbone, precision)
 
     def _write_delta(self) -> None:
         folder = self.folder / DELTA_FOLDER
@@ -323,20 +281,25 @@ class _Builder:
         write_onnx(self.folder, skeleton, metadata, single_file=self.config.single_file)
 
     def _skeleton(self) -> onnx.ModelProto:
-        backbone, n_classes = self.network.backbone, len(self.artifact.manifest.labels)
+        manifest = self.artifact.manifest
         spec = SkeletonSpec(
-            architecture=backbone.architecture,
-            model_args=backbone.model_args,
-            n_classes=n_classes,
-            input_size=backbone.input_size,
+            architecture=manifest.backbone.name,
+            model_args=manifest.backbone.model_args,
+            n_classes=len(manifest.labels),
+            input_size=manifest.backbone.input_size,
             opset=OPSET,
         )
 
-        def build_model() -> nn.Module:
+        def build() -> onnx.ModelProto:
             self.on_step("tracing the architecture (once per backbone and class count)")
-            return backbone.build(n_classes)
+            # Seconds to import and half a gigabyte, for a graph that is nearly always in the cache.
+            from .networks import frozen_network
+            from .trace import build_skeleton
 
-        return SkeletonCache(self.store.skeletons).get(spec, build_model)
+            network = frozen_network(self.artifact, self.backbone / BACKBONE_WEIGHTS)
+            return build_skeleton(network, spec.input_size, opset=spec.opset)
+
+        return SkeletonCache(self.store.skeletons).get(spec, build)
 
     def _overflow(self, skeleton: onnx.ModelProto) -> list[Overflow]:
         """Run the fp32 graph with this task's fp32 weights over the inputs of the parity check."""
@@ -345,62 +308,6 @@ class _Builder:
             model = write_onnx(scratch, skeleton, {})
             images = np.concatenate([self.inputs.ordinary, self.inputs.flat, self.inputs.wild])
             return find_overflow(model, images)
-
-
-def stages_of(
-    network: TaskNetwork, folder: Path, precision: Precision, formats: Sequence[Format]
-) -> list[Stage | Skipped]:
-    """What parity compares in an export folder, in order from the training graph to the engine."""
-    stages: list[Stage | Skipped] = [
-        Stage("supernet-fp32", "fp32", lambda: torch_logits(network.supernet()))
-    ]
-    if precision != "fp32":
-        stages.append(
-            Stage("merged-fp32", "fp32", lambda: torch_logits(network.merged(torch.float32)))
-        )
-    stages.append(
-        Stage(f"merged-{precision}", precision, lambda: _file_logits(network, folder, precision))
-    )
-    if "delta" in formats and precision != "fp32":
-        stages.append(
-            Stage(f"delta-{precision}", precision, lambda: _delta_logits(network, folder))
-        )
-    if "onnx" in formats and precision == "bf16":
-        stages.append(Skipped("onnx-bf16", "ONNX Runtime has no bf16 arithmetic on the CPU"))
-    elif "onnx" in formats:
-        stages.append(
-            Stage(f"onnx-{precision}", precision, lambda: OnnxSession(folder / MODEL_FILE).logits)
-        )
-    if "trt" in formats:
-        stages.append(_engine_stage(folder, precision))
-    return stages
-
-
-def _engine_stage(folder: Path, precision: Precision) -> Stage | Skipped:
-    name = f"trt-{precision}"
-    if find_gpu() is None:
-        return Skipped(name, "no GPU here; run the verify command where the plan shall run")
-
-    def load() -> Logits:
-        engine = Engine(folder)
-        least, _, most = engine.info.batch
-        return within(engine.logits, least, most)
-
-    return Stage(name, precision, load)
-
-
-def _file_logits(network: TaskNetwork, folder: Path, precision: Precision) -> Logits:
-    """The vanilla network with the weights of model.safetensors, loaded strictly."""
-    model = network.backbone.build(len(network.artifact.manifest.labels))
-    model = model.to(TORCH_DTYPES[precision])
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
-    return torch_logits(model)
-
-
-def _delta_logits(network: TaskNetwork, folder: Path) -> Logits:
-    """The network merged in fp32 from the rounded delta."""
-    rounded = TaskNetwork.load(network.backbone, read_artifact(folder / DELTA_FOLDER))
-    return torch_logits(rounded.merged(torch.float32))
 
 
 def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[Path]:

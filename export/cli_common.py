@@ -96,7 +96,7 @@ def open_task(
     if backbone or checkpoint:
         from glora_deploy.backbone import load_backbone
 
-        from .build import provide_backbone
+        from .stored_backbone import provide_backbone
 
         recorded = artifact.manifest.backbone
         loaded = load_backbone(

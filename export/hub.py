@@ -19,11 +19,11 @@ from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.preprocess import Preprocessing
 from glora_deploy.store import ArtifactStore
 
-from .build import provide_backbone
 from .files import CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE
 from .hub_client import DELAYS_S, HubClient
 from .model_card import is_ours, model_card
 from .record import ExportRecord
+from .stored_backbone import provide_backbone
 
 HUB_FOLDER = "glora"
 """Folder of the delta in a repository."""

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnxscript.optimizer import optimize_ir
 
 from glora_deploy.atomic import flush, write_durable
 from glora_deploy.errors import ExportError
@@ -163,6 +162,8 @@ def _read_folded(folder: Path) -> tuple[onnx.ModelProto, int]:
         if node.op_type == "BatchNormalization" and before is not None:
             # A convolution that a norm is folded into would take the name of the norm.
             node.metadata_props.update(before.metadata_props)
+    from onnxscript.optimizer import optimize_ir  # brings torch
+
     optimize_ir(
         model,
         should_fold=lambda _: True,

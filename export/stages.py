@@ -1,129 +1,125 @@
-"""The networks that parity compares: each stage from the training graph to the written file."""
+"""The stages of one export, from the training graph to the last file, ready to be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from glora_deploy.artifact import Artifact, read_artifact
+from glora_deploy.merged_file import write_merged
+from glora_deploy.parity import Precision
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import Backbone
-from glora_deploy.inject import inject, restore_supports
-from glora_deploy.merge import merge_model
+from .batches import Logits, within
+from .files import DELTA_FOLDER, MODEL_FILE, WEIGHTS_FILE
+from .record import Format
+from .runtime import OnnxSession
+from .tensorrt_library import find_gpu
 
-Logits = Callable[[NDArray[Any]], NDArray[Any]]
-"""Images ``(n, 3, h, w)`` float32 in, logits ``(n, n_classes)`` out."""
-
-BATCH = 16
-"""Images a stage sees at once: parity runs beside the export, in bounded memory."""
-
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+REFERENCE = "merged-fp64"
 
 
 @dataclass(frozen=True, slots=True)
-class TaskNetwork:
-    """A backbone and one task's delta, ready to be built in any of its forms."""
+class Stage:
+    """One thing that computes logits, and how closely it must do so."""
 
-    backbone: Backbone
+    name: str
+    precision: Precision
+    load: Callable[[], Logits]
+    """Makes it ready; called once, and the result dropped before the next stage is loaded. A
+    MissingDependencyError skips the stage."""
+    torch: bool = True
+    """Whether it runs in torch, whose libraries stay in memory from then on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A stage that cannot run here, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportStages:
+    """Makes the stages of one export folder.
+
+    The torch networks read their weights from files, which are written when a stage is loaded and
+    unlinked at once: the mapping keeps the bytes until the stage is dropped. This module must not
+    import torch, so that what needs none can run before it takes its half gigabyte.
+    """
+
     artifact: Artifact
-    tensors: dict[str, Tensor]
-    """The delta, widened to float32."""
+    backbone: Path
+    """The backbone's safetensors file."""
+    folder: Path
+    """The export."""
+    scratch: Path
+    """A folder on a disk with room for the network in float64."""
 
-    @classmethod
-    def load(cls, backbone: Backbone, artifact: Artifact) -> TaskNetwork:
-        """Read the delta.
+    def reference(self) -> Logits:
+        """The float64 merged network."""
+        from .networks import write_reference
 
-        Raises:
-            ArtifactError: If it is not what its manifest says.
-        """
-        tensors = {
-            name: torch.from_numpy(np.asarray(value, np.float32).copy())
-            for name, value in artifact.tensors().items()
-        }
-        return cls(backbone, artifact, tensors)
+        return self._run(lambda path: write_reference(path, self.artifact, self.backbone))
 
-    @property
-    def supports(self) -> dict[str, Tensor]:
-        """The delta without the classifier."""
-        head = self.artifact.manifest.is_head
-        return {name: tensor for name, tensor in self.tensors.items() if not head(name)}
+    def all(self, precision: Precision, formats: Sequence[Format]) -> list[Stage | Skipped]:
+        """What parity compares, in order from the training graph to the engine."""
+        stages: list[Stage | Skipped] = [Stage("supernet-fp32", "fp32", self._supernet)]
+        if precision != "fp32":
+            stages.append(Stage("merged-fp32", "fp32", lambda: self._merged(self.artifact)))
+        stages.append(Stage(f"merged-{precision}", precision, self._written))
+        if "delta" in formats and precision != "fp32":
+            stages.append(Stage(f"delta-{precision}", precision, self._delta))
+        if "onnx" in formats and precision == "bf16":
+            stages.append(Skipped("onnx-bf16", "ONNX Runtime has no bf16 arithmetic on the CPU"))
+        elif "onnx" in formats:
+            stages.append(Stage(f"onnx-{precision}", precision, self._onnx, torch=False))
+        if "trt" in formats and find_gpu() is None:
+            reason = "no GPU here; run the verify command where the plan shall run"
+            stages.append(Skipped(f"trt-{precision}", reason))
+        elif "trt" in formats:
+            stages.append(Stage(f"trt-{precision}", precision, self._engine))
+        return stages
 
-    def unmerged(self) -> nn.Module:
-        """The vanilla network with this task's classifier and the frozen backbone."""
-        model = self.backbone.build(len(self.artifact.manifest.labels))
-        head = self.artifact.manifest.is_head
-        model.load_state_dict({k: v for k, v in self.tensors.items() if head(k)}, strict=False)
-        return model
+    def _supernet(self) -> Logits:
+        from .networks import supernet, torch_logits
 
-    def supernet(self) -> nn.Module:
-        """The training graph with the delta's subnet fixed, float32."""
-        manifest = self.artifact.manifest
-        subnet = manifest.subnet()
-        ranks = {path.rank for paths in subnet.values() for _, path in paths.items()} - {0}
-        model = self.unmerged()
-        if not subnet:  # a linear probe: the classifier is all there is
-            return model
-        inject(model, manifest.shapes(), ranks=sorted(ranks or {1}), generator=torch.Generator())
-        restore_supports(model, subnet, self.supports)
-        return model.eval()
+        return torch_logits(supernet(self.artifact, self.backbone))
 
-    def merged(self, dtype: torch.dtype) -> nn.Module:
-        """The vanilla merged network; every layer merged in float64 and rounded once."""
-        # Merging in a float64 model keeps the reference free of any float32 rounding.
-        model = self.unmerged()
-        if dtype == torch.float64:
-            model = model.double()
-        return merge_model(model, self.supports, dtype=dtype).eval()
+    def _merged(self, artifact: Artifact) -> Logits:
+        """The network merged in fp32."""
+        layers = artifact.manifest.shapes()
+        return self._run(
+            lambda path: write_merged(path, self.backbone, artifact.tensors(), layers, metadata={})
+        )
 
+    def _delta(self) -> Logits:
+        """The network merged in fp32 from the rounded delta."""
+        return self._merged(read_artifact(self.folder / DELTA_FOLDER))
 
-def torch_logits(model: nn.Module) -> Logits:
-    """Run a torch network in its own dtype on the CPU, a few images at a time."""
-    dtype = next(model.parameters()).dtype
+    def _written(self) -> Logits:
+        """The vanilla network with the weights of model.safetensors, loaded strictly."""
+        from .networks import merged_network, torch_logits
 
-    @torch.inference_mode()
-    def logits(images: NDArray[Any]) -> NDArray[Any]:
-        found = [
-            model(torch.from_numpy(images[start : start + BATCH]).to(dtype)).double().numpy()
-            for start in range(0, len(images), BATCH)
-        ]
-        return np.concatenate(found)
+        return torch_logits(merged_network(self.artifact.manifest, self.folder / WEIGHTS_FILE))
 
-    return logits
+    def _onnx(self) -> Logits:
+        return OnnxSession(self.folder / MODEL_FILE).logits
 
+    def _engine(self) -> Logits:
+        from .engine import Engine
 
-def in_batches(run: Logits) -> Logits:
-    """Feed a stage the batch sizes that matter: one, two, an odd one, then full ones."""
+        engine = Engine(self.folder)
+        least, _, most = engine.info.batch
+        return within(engine.logits, least, most)
 
-    def logits(images: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate([run(images[start:stop]) for start, stop in _batches(len(images))])
+    def _run(self, write: Callable[[Path], None]) -> Logits:
+        from .networks import merged_network, torch_logits
 
-    return logits
-
-
-def within(run: Logits, least: int, most: int) -> Logits:
-    """Feed a stage that takes ``least`` to ``most`` images at once: split, and pad with repeats."""
-
-    def logits(images: NDArray[Any]) -> NDArray[Any]:
-        found = []
-        for start in range(0, len(images), most):
-            part = images[start : start + most]
-            padded = np.resize(part, (max(least, len(part)), *part.shape[1:]))
-            found.append(run(padded)[: len(part)])
-        return np.concatenate(found)
-
-    return logits
-
-
-def _batches(n: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    for size in (1, 2, 3):
-        if start < n:
-            yield start, min(start + size, n)
-        start += size
-    for begin in range(start, n, BATCH):
-        yield begin, min(begin + BATCH, n)
+        path = self.scratch / WEIGHTS_FILE
+        try:
+            write(path)
+            return torch_logits(merged_network(self.artifact.manifest, path))
+        finally:
+            path.unlink(missing_ok=True)

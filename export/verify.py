@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from glora_deploy.errors import MissingDependencyError
+from glora_deploy.errors import MissingDependencyError, NonFiniteError
+from glora_deploy.manifest import Manifest
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report, Step, judge
 
+from .batches import Logits, in_batches
 from .inputs import ParityInputs
-from .stages import Logits, TaskNetwork, in_batches, torch_logits
+from .memory import trim
+from .stages import REFERENCE, Skipped, Stage
 
-REFERENCE = "merged-fp64"
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One thing that computes logits, and how closely it must do so."""
-
-    name: str
-    precision: Precision
-    load: Callable[[], Logits]
-    """Makes it ready; called once, and the result dropped before the next stage is loaded. A
-    MissingDependencyError skips the stage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A stage that cannot run here, and why."""
-
-    name: str
-    reason: str
+_Measured = Mapping[str, NDArray[Any]]
+"""Logits by what was fed in."""
 
 
 def verify(
-    network: TaskNetwork,
+    manifest: Manifest,
     inputs: ParityInputs,
     precision: Precision,
+    reference: Callable[[], Logits],
     stages: Sequence[Stage | Skipped],
     *,
     limits: Mapping[Precision, Limits] = DEFAULT_LIMITS,
@@ -51,54 +35,37 @@ def verify(
     """Measure each stage against the float64 merged network and against the stage before it.
 
     Args:
-        network: Gives the reference.
+        manifest: Of the delta that the stages come from.
         inputs: What every stage sees, in the same order and the same batches.
         precision: Of the export, for the report.
+        reference: Makes the float64 network ready.
         stages: In order, from the training graph to the last file.
         limits: By precision of the stage.
         overflow: Operations kept in fp32, for the report.
         on_step: Told the name of each stage before it runs.
+
+    Raises:
+        NonFiniteError: If the float64 network itself gives NaN or infinity.
     """
     sets = {
         inputs.data: inputs.ordinary,
         "zeros and images of one colour": inputs.flat,
         "noise at extreme scales": inputs.wild,
     }
-    on_step(REFERENCE)
-    run = torch_logits(network.merged(torch.float64))
-    reference = {name: run(images) for name, images in sets.items()}
-    del run
-    spread = float(np.std(reference[inputs.data]))
-    before: dict[str, tuple[str, NDArray[Any]]] = {}
-    steps: list[Step] = []
-    for stage in stages:
+    found: dict[str, _Measured | Skipped] = {}
+    # What needs no torch runs before torch is in memory beside it.
+    for stage in sorted(stages, key=lambda stage: isinstance(stage, Stage) and stage.torch):
         on_step(stage.name)
-        if isinstance(stage, Skipped):
-            steps.append(_skip(stage.name, stage.reason, inputs))
-            continue
-        try:
-            run = in_batches(stage.load())
-        except MissingDependencyError as error:
-            steps.append(_skip(stage.name, str(error), inputs))
-            continue
-        for name, images in sets.items():
-            logits = run(images)
-            references = [(REFERENCE, reference[name])]
-            if name in before:
-                references.append(before[name])
-            steps.append(
-                judge(
-                    stage.name,
-                    name,
-                    logits,
-                    references,
-                    spread=spread,
-                    limits=limits[stage.precision],
-                )
-            )
-            before[name] = (stage.name, logits)
-        del run
-    manifest = network.artifact.manifest
+        found[stage.name] = stage if isinstance(stage, Skipped) else _run(stage, sets)
+        trim()
+    on_step(REFERENCE)
+    run = reference()
+    trim()
+    truth = {name: run(images) for name, images in sets.items()}
+    del run
+    for name, logits in truth.items():
+        if not np.isfinite(logits).all():
+            raise NonFiniteError(f"{manifest.task}: the float64 logits of {name} must be finite")
     return Report(
         task=manifest.task,
         version=manifest.version,
@@ -106,9 +73,50 @@ def verify(
         adapter_sha256=manifest.adapter.sha256,
         data=inputs.data,
         overflow=tuple(overflow),
-        steps=tuple(steps),
+        steps=tuple(_judge(stages, found, truth, inputs.data, limits)),
     )
 
 
-def _skip(stage: str, reason: str, inputs: ParityInputs) -> Step:
-    return Step(stage=stage, inputs=inputs.data, n_images=0, outcome="skipped", reason=reason)
+def _run(stage: Stage, sets: _Measured) -> _Measured | Skipped:
+    try:
+        run = in_batches(stage.load())
+    except MissingDependencyError as error:
+        return Skipped(stage.name, str(error))
+    return {name: run(images) for name, images in sets.items()}
+
+
+def _judge(
+    stages: Sequence[Stage | Skipped],
+    found: Mapping[str, _Measured | Skipped],
+    truth: _Measured,
+    ordinary: str,
+    limits: Mapping[Precision, Limits],
+) -> Iterator[Step]:
+    """A step for each stage and what it was fed, in the order of the stages."""
+    spread = float(np.std(truth[ordinary]))
+    before: tuple[str, _Measured] | None = None
+    for stage in stages:
+        measured = found[stage.name]
+        if isinstance(measured, Skipped):
+            yield Step(
+                stage=stage.name,
+                inputs=ordinary,
+                n_images=0,
+                outcome="skipped",
+                reason=measured.reason,
+            )
+            continue
+        assert isinstance(stage, Stage)
+        for name, logits in measured.items():
+            references = [(REFERENCE, truth[name])]
+            if before is not None:
+                references.append((before[0], before[1][name]))
+            yield judge(
+                stage.name,
+                name,
+                logits,
+                references,
+                spread=spread,
+                limits=limits[stage.precision],
+            )
+        before = (stage.name, measured)

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .errors import ArtifactError, BackboneMismatchError, HubError, StoreError
+from .errors import ArtifactError, HubError, StoreError
 from .fingerprint import fingerprint
 from .packaged import PACKAGED, packaged_config
 from .preprocess import Preprocessing
@@ -195,58 +195,36 @@ def _packaged_state(name: str) -> dict[str, Tensor]:
     return {key: tensor.float() for key, tensor in load(raw).items()}
 
 
-def stored_backbone(
-    config: Mapping[str, Any], weights: Path, expected: str, source: str
-) -> Backbone:
-    """Rebuild a backbone that the store keeps.
+def build_empty(name: str, model_args: Mapping[str, Any], n_classes: int) -> nn.Module:
+    """The vanilla network in eval mode without numbers, to be filled by ``load_state_dict``.
+
+    Its parameters are on the meta device and take no memory, so load with ``assign=True``; buffers
+    hold what timm puts into them. The few networks whose constructor already computes with its
+    parameters (Swin, hybrids of ViT and ResNet) get random ones.
 
     Args:
-        config: What ``Backbone.config`` gave.
-        weights: Its model.safetensors.
-        expected: The fingerprint it must have.
-        source: As recorded in the manifest.
+        name: timm's, as a manifest records it.
+        model_args: Constructor arguments other than num_classes.
+        n_classes: Rows of the classifier.
 
     Raises:
-        BackboneMismatchError: If the file's tensors have another fingerprint.
-        ArtifactError: If the file cannot be read.
+        ValueError: If timm cannot build it.
     """
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{weights}: the backbone's weights cannot be read ({error})"
-        ) from error
-    found = fingerprint({key: tensor.numpy() for key, tensor in tensors.items()})
-    if found != expected:
-        raise BackboneMismatchError(
-            f"{weights}: the backbone's tensors have fingerprint {found[:12]}.., "
-            f"the delta was trained on {expected[:12]}... Restore the file."
+    arguments = {**model_args, "num_classes": n_classes}
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.device("meta") as context: that would empty the buffers no state dict holds too.
+        hook = register_module_parameter_registration_hook(
+            _without_numbers  # type: ignore[arg-type]  # torch documents a result, typed as None
         )
-    cfg = config["pretrained_cfg"]
-    heads = cfg["classifier"]
-    return Backbone(
-        architecture=config["architecture"],
-        model_args=config["model_args"],
-        source=source,
-        classifier=(heads,) if isinstance(heads, str) else tuple(heads),
-        preprocessing=Preprocessing.from_timm(cfg),
-        license=cfg.get("license"),
-        tensors=tensors,
-        fingerprint=found,
-    )
-
-
-def require_same_backbone(backbone: Backbone, expected: str, task: str, source: str) -> None:
-    """Refuse a delta on a backbone it was not trained on.
-
-    Raises:
-        BackboneMismatchError: If the fingerprints differ; names both sides.
-    """
-    if backbone.fingerprint != expected:
-        raise BackboneMismatchError(
-            f"{task}: the delta was trained on {source} (fingerprint {expected[:12]}..), this is "
-            f"{backbone.source} ({backbone.fingerprint[:12]}..). Give the one it was trained on."
-        )
+        try:
+            model = _create(name, arguments)
+        except RuntimeError:  # computed with: "no data", or "not on the expected device"
+            model = None
+        finally:
+            hook.remove()
+        if model is None or any(buffer.is_meta for buffer in model.buffers()):
+            model = _create(name, arguments)
+    return model.eval()
 
 
 def load_backbone_state(
@@ -272,6 +250,12 @@ def load_backbone_state(
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ArtifactError(f"{where}: weights do not fit: {'; '.join(problems[:3])}{more}")
     model.load_state_dict(given, strict=False)
+
+
+def _without_numbers(
+    module: nn.Module, name: str, parameter: nn.Parameter | None
+) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.detach().to("meta"))
 
 
 def _create(

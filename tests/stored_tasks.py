@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import Backbone, load_backbone
+from glora_deploy.export.networks import write_reference
+from glora_deploy.export.stored_backbone import backbone_of
 from glora_deploy.inject import extract_supports, find_layers, glora_layers, inject
 from glora_deploy.manifest import LayerRecord, ManifestDraft
 from glora_deploy.paths import LayerKind
@@ -97,3 +100,11 @@ def make_stored_task(
         ),
     )
     return store, store.put(task, {n: np.ascontiguousarray(v) for n, v in delta.items()}, draft)
+
+
+def merged_state(store: ArtifactStore, artifact: Artifact) -> dict[str, torch.Tensor]:
+    """The state dict of the merged network, float64: the plain formula, rounded nowhere."""
+    with store.scratch("the reference") as scratch:
+        path = scratch / "model.safetensors"
+        write_reference(path, artifact, backbone_of(store, artifact.manifest) / "model.safetensors")
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}

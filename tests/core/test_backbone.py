@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from glora_deploy.backbone import load_backbone, require_same_backbone, stored_backbone
-from glora_deploy.errors import ArtifactError, BackboneMismatchError, HubError, StoreError
+from glora_deploy.backbone import build_empty, load_backbone
+from glora_deploy.errors import ArtifactError, HubError, StoreError
 
 VIT = "vit_tiny_patch16_224"
 NARROW = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
@@ -133,25 +134,34 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_the_way_out(
     assert "\n" not in str(caught.value)
 
 
-def test_a_stored_backbone_is_the_same_and_an_altered_one_is_refused(tmp_path: Path) -> None:
-    backbone = narrow()
-    path = tmp_path / "model.safetensors"
-    save_file(dict(backbone.tensors), path)
-    again = stored_backbone(backbone.config(), path, backbone.fingerprint, backbone.source)
-    assert again.fingerprint == backbone.fingerprint
-    assert again.preprocessing == backbone.preprocessing
-    images = torch.zeros(1, 3, 32, 32)
-    assert torch.equal(again.build(3)(images), backbone.build(3)(images))
-    save_file(dict(narrow("random:1").tensors), path)
-    with pytest.raises(BackboneMismatchError, match="the delta was trained on"):
-        stored_backbone(backbone.config(), path, backbone.fingerprint, backbone.source)
-
-
-def test_another_backbone_is_refused_naming_both() -> None:
-    one, other = narrow("random:0"), narrow("random:1")
-    require_same_backbone(one, one.fingerprint, "pets", one.source)
-    with pytest.raises(BackboneMismatchError, match=r"pets: .* random:0 .* this is random:1"):
-        require_same_backbone(other, one.fingerprint, "pets", one.source)
+@pytest.mark.parametrize(
+    ("name", "model_args", "empty"),
+    [
+        (VIT, {"depth": 1, "embed_dim": 24, "num_heads": 2}, True),
+        ("resnet18", {"layers": [1, 1, 1, 1]}, True),
+        # Its constructor makes buffers on the device of its parameters,
+        (
+            "swin_tiny_patch4_window7_224",
+            {"depths": (2,), "num_heads": (2,), "embed_dim": 8},
+            False,
+        ),
+        # and this one's runs the network to see what size comes out.
+        ("vit_tiny_r_s16_p8_224", {"depth": 1, "embed_dim": 24, "num_heads": 2}, False),
+    ],
+)
+def test_an_empty_network_filled_with_a_backbone_computes_as_the_backbone_does(
+    name: str, model_args: dict[str, Any], empty: bool
+) -> None:
+    backbone = load_backbone(name, checkpoint="random:0", model_args=model_args)
+    whole = backbone.build(3)
+    before = torch.random.get_rng_state()
+    network = build_empty(backbone.architecture, backbone.model_args, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert {parameter.is_meta for parameter in network.parameters()} == {empty}
+    network.load_state_dict(whole.state_dict(), strict=True, assign=True)
+    images = torch.randn(2, *backbone.input_size)
+    with torch.inference_mode():
+        assert torch.equal(network(images), whole(images))
 
 
 def test_models_that_differ_in_kind_name_their_classifiers() -> None:

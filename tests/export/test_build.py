@@ -12,19 +12,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from glora_deploy.artifact import Artifact
+from glora_deploy.backbone import build_empty
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, NonFiniteError, StoreError
-from glora_deploy.export.build import (
-    ExportConfig,
-    backbone_of,
-    export,
-    provide_backbone,
-    verify_export,
-)
+from glora_deploy.export.build import ExportConfig, export, verify_export
+from glora_deploy.export.networks import torch_logits
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
-from glora_deploy.export.stages import TaskNetwork, torch_logits
+from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
 from glora_deploy.parity import DEFAULT_LIMITS, Limits
-from stored_tasks import LABELS, make_backbone, make_stored_task
+from glora_deploy.store import ArtifactStore
+from stored_tasks import LABELS, make_backbone, make_stored_task, merged_state
 
 CONFIGS = {
     "vit": ("vit_tiny_patch16_224", {}),
@@ -32,9 +30,17 @@ CONFIGS = {
 }
 
 
-def images_like(network: TaskNetwork, n: int = 3) -> np.ndarray:
-    shape = (n, *network.backbone.input_size)
+def images_like(artifact: Artifact, n: int = 3) -> np.ndarray:
+    shape = (n, *artifact.manifest.backbone.input_size)
     return np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
+
+
+def expected_logits(store: ArtifactStore, artifact: Artifact, images: np.ndarray) -> np.ndarray:
+    """Those of the float64 merge."""
+    recorded = artifact.manifest.backbone
+    model = build_empty(recorded.name, recorded.model_args, len(LABELS)).double()
+    model.load_state_dict(merged_state(store, artifact), strict=True, assign=True)
+    return torch_logits(model)(images)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -59,9 +65,8 @@ def test_an_export_in_fp32_holds_exactly_what_it_says_and_every_stage_agrees(
     ]
     assert done.record.usable
     assert store.verify() == []
-    network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
-    images = images_like(network)
-    expected = torch_logits(network.merged(torch.float64))(images)
+    images = images_like(artifact)
+    expected = expected_logits(store, artifact, images)
     found = OnnxSession(done.folder / "model.onnx").logits(images)
     # float32 sums of a few hundred terms, a handful of layers deep
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
@@ -100,8 +105,7 @@ def test_half_precision_exports_pass_within_their_limits(tmp_path: Path, precisi
 def test_timm_alone_loads_the_merged_folder_with_strict_keys(tmp_path: Path) -> None:
     store, artifact = make_stored_task(tmp_path)
     done = export(store, artifact, ExportConfig(n_images=1))
-    network = TaskNetwork.load(backbone_of(store, artifact.manifest), artifact)
-    images = images_like(network)
+    images = images_like(artifact)
     np.save(tmp_path / "images.npy", images)
     code = f"""
 import sys
@@ -117,7 +121,7 @@ numpy.save("{tmp_path}/logits.npy", logits.numpy())
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    expected = torch_logits(network.merged(torch.float32))(images)
+    expected = expected_logits(store, artifact, images)
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
 
 
@@ -200,3 +204,34 @@ def test_a_backbone_missing_from_the_store_can_be_given_by_hand(tmp_path: Path) 
         export(store, artifact, ExportConfig(n_images=1))
     provide_backbone(store, artifact.manifest, make_backbone())
     assert export(store, artifact, ExportConfig(n_images=1)).report.passed
+
+
+def test_an_altered_backbone_in_the_store_is_refused_naming_both(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    path = backbone_of(store, artifact.manifest) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    fingerprint = artifact.manifest.backbone.fingerprint
+    with pytest.raises(BackboneMismatchError, match=rf"was trained on {fingerprint[:12]}\.\."):
+        export(store, artifact, ExportConfig(n_images=1))
+
+
+def test_a_further_task_needs_no_torch_until_its_networks_are_compared(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))  # keeps the skeleton
+    make_stored_task(tmp_path, "birds", seed=1)
+    code = f"""
+import sys
+from glora_deploy.export.build import ExportConfig, export
+from glora_deploy.store import ArtifactStore
+store = ArtifactStore.open({str(tmp_path)!r})
+config = ExportConfig(formats=("delta", "onnx"), precision="fp16", n_images=1)
+export(store, store.get("birds"), config, on_step=lambda s: print("torch" in sys.modules, s))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    steps = [line.split(" ", 1) for line in run.stdout.splitlines()]
+    without = [step for torch, step in steps if torch == "False"]
+    assert without[-2:] == ["comparing onnx-fp16", "comparing supernet-fp32"]
+    assert "writing the ONNX model" in without

@@ -19,9 +19,8 @@ from glora_deploy.backbone import Backbone
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, StoreError
 from glora_deploy.export.import_glora import import_glora
 from glora_deploy.export.imported import Imported, store_import
-from glora_deploy.export.stages import TaskNetwork
 from glora_deploy.store import ArtifactStore
-from stored_tasks import make_backbone
+from stored_tasks import make_backbone, merged_state
 
 RANK = 4
 N_CLASSES = 3
@@ -110,10 +109,8 @@ def test_an_imported_subnet_computes_the_authors_formula(
 ) -> None:
     checkpoint, choices = make_checkpoint(backbone, seed=seed), make_choices(seed)
     imported = imported_from(tmp_path, backbone, checkpoint, choices)
-    artifact = store_import(
-        ArtifactStore.create(tmp_path / "store"), backbone, imported, task="cifar"
-    )
-    merged = TaskNetwork.load(backbone, artifact).merged(torch.float64).state_dict()
+    store = ArtifactStore.create(tmp_path / "store")
+    merged = merged_state(store, store_import(store, backbone, imported, task="cifar"))
     for layer, choice in zip(LAYERS, choices, strict=True):
         w0, b0 = (
             backbone.tensors[f"{layer}.{leaf}"].double().numpy() for leaf in ("weight", "bias")

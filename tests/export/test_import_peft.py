@@ -21,10 +21,9 @@ from glora_deploy.backbone import Backbone, load_backbone
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, HubError, StoreError
 from glora_deploy.export.import_peft import import_peft
 from glora_deploy.export.imported import store_import
-from glora_deploy.export.stages import TaskNetwork
 from glora_deploy.store import ArtifactStore
 from hub_server import HubServer, local_hub
-from stored_tasks import make_backbone
+from stored_tasks import make_backbone, merged_state
 
 pytestmark = [
     # PEFT 0.21 asks transformers 5.23 by a name that is going away.
@@ -66,8 +65,9 @@ def saved(adapted: PeftModel, folder: Path) -> Path:
 def merged_here(folder: Path, backbone: Backbone, root: Path, **options: Any) -> dict[str, Tensor]:
     """Import, store, read back and merge."""
     imported = import_peft(folder, backbone, **options)
-    artifact = store_import(ArtifactStore.create(root), backbone, imported, task="pets")
-    return TaskNetwork.load(backbone, artifact).merged(torch.float32).state_dict()
+    store = ArtifactStore.create(root)
+    artifact = store_import(store, backbone, imported, task="pets")
+    return {name: tensor.float() for name, tensor in merged_state(store, artifact).items()}
 
 
 def require_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -22,10 +22,10 @@ from glora_deploy.errors import ExportError, GloraDeployError
 from glora_deploy.export import tensorrt_library, to_tensorrt
 from glora_deploy.export.half import to_precision
 from glora_deploy.export.plan import PlanConfig, PlanInfo, TensorRecord, read_plan_info
-from glora_deploy.export.skeleton import build_skeleton
 from glora_deploy.export.tensorrt_library import find_gpu, logger_of
 from glora_deploy.export.to_onnx import write_onnx
 from glora_deploy.export.to_tensorrt import build_plan, write_plan
+from glora_deploy.export.trace import build_skeleton
 from glora_deploy.parity import Precision
 from glora_deploy.records import FileRecord
 from onnx_networks import make_network, make_skeleton, write_weights

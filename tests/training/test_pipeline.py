@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -10,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import from_numpy
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import Backbone, stored_backbone
+from glora_deploy.backbone import build_empty
 from glora_deploy.data import ImageSet, TaskData
 from glora_deploy.errors import GloraDeployError, StoreError
+from glora_deploy.fingerprint import fingerprint
 from glora_deploy.merge import merge_model
-from glora_deploy.preprocess import preprocess_batch
+from glora_deploy.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.store import ArtifactStore
 from glora_deploy.training import methods, pipeline
 from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
@@ -59,18 +60,18 @@ def answers(artifact: Artifact, store: ArtifactStore, images: ImageSet) -> np.nd
     """What the stored backbone answers with the stored delta merged into it."""
     manifest = artifact.manifest
     folder = store.backbone_path(manifest.backbone.fingerprint)
-    backbone: Backbone = stored_backbone(
-        json.loads((folder / "config.json").read_text()),
-        folder / "model.safetensors",
-        manifest.backbone.fingerprint,
-        manifest.backbone.source,
-    )
+    frozen = load_file(folder / "model.safetensors")
+    assert fingerprint({n: t.numpy() for n, t in frozen.items()}) == manifest.backbone.fingerprint
     tensors = {name: from_numpy(t.copy()) for name, t in artifact.tensors().items()}
     head = {name: t for name, t in tensors.items() if manifest.is_head(name)}
     supports = {name: t for name, t in tensors.items() if name not in head}
-    network = merge_model(backbone.build(len(manifest.labels)), supports)
-    network.load_state_dict(head, strict=False)
-    x = preprocess_batch((images.image(i) for i in range(len(images))), backbone.preprocessing)
+    network = build_empty(
+        manifest.backbone.name, manifest.backbone.model_args, len(manifest.labels)
+    )
+    network.load_state_dict({**frozen, **head}, strict=True, assign=True)
+    network = merge_model(network, supports)
+    preprocessing = Preprocessing(**manifest.preprocessing.model_dump())
+    x = preprocess_batch((images.image(i) for i in range(len(images))), preprocessing)
     with torch.no_grad():
         return network.eval()(from_numpy(x)).argmax(1).numpy()
 

@@ -1,0 +1,185 @@
+"""The torch networks that parity runs, their weights left in the files they lie in.
+
+A network is built without numbers and its parameters are then pages of a mapped file, given back
+as soon as a layer has run. Whatever the size of the network, little more than its largest layer
+and the activations are in memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from glora_deploy.artifact import Artifact
+from glora_deploy.backbone import build_empty
+from glora_deploy.inject import inject, restore_supports
+from glora_deploy.manifest import Manifest
+from glora_deploy.merge import merge, split_by_layer
+from glora_deploy.tensor_file import TensorMap, create_tensor_file, map_tensors
+
+from .batches import BATCH, Logits
+
+
+def frozen_network(artifact: Artifact, backbone: Path) -> nn.Module:
+    """The vanilla network with the frozen backbone and this task's classifier, float32.
+
+    Args:
+        artifact: The task's delta.
+        backbone: The backbone's safetensors file.
+
+    Raises:
+        ArtifactError: If a file is not what the manifest says.
+    """
+    _, head = _split(artifact)
+    return _filled(artifact.manifest, {**map_tensors(backbone), **head})
+
+
+def supernet(artifact: Artifact, backbone: Path) -> nn.Module:
+    """The training graph with the delta's subnet fixed, float32.
+
+    Args:
+        artifact: The task's delta.
+        backbone: The backbone's safetensors file.
+
+    Raises:
+        ArtifactError: If a file is not what the manifest says.
+    """
+    manifest = artifact.manifest
+    supports, head = _split(artifact)
+    frozen = map_tensors(backbone)
+    model = _filled(manifest, {**frozen, **head})
+    _release_after_use(model, frozen)
+    subnet = manifest.subnet()
+    if not subnet:  # a linear probe: the classifier is all there is
+        return model
+    ranks = {path.rank for paths in subnet.values() for _, path in paths.items()} - {0}
+    inject(model, manifest.shapes(), ranks=sorted(ranks or {1}), generator=torch.Generator())
+    restore_supports(model, subnet, supports)
+    return model.eval()
+
+
+def merged_network(manifest: Manifest, weights: Path) -> nn.Module:
+    """The vanilla network with every weight from one file, in the file's precision.
+
+    Args:
+        manifest: Names the architecture.
+        weights: safetensors file of a whole network. May be deleted while the network lives.
+
+    Raises:
+        ArtifactError: If it is not a safetensors file.
+        RuntimeError: If its names or shapes are not those of the network.
+    """
+    tensors = map_tensors(weights)
+    model = _filled(manifest, tensors)
+    _release_after_use(model, tensors)
+    return model
+
+
+def write_reference(path: Path, artifact: Artifact, backbone: Path) -> None:
+    """Write the merged network in float64: the plain formula, layer by layer, nothing rounded.
+
+    Args:
+        path: New safetensors file, twice the bytes of the float32 network.
+        artifact: The task's delta.
+        backbone: The backbone's safetensors file.
+
+    Raises:
+        ArtifactError: If a file is not what the manifest says.
+        OSError: If there is no space.
+    """
+    supports, head = _split(artifact)
+    frozen = map_tensors(backbone)
+    whole = {**frozen, **{name: tensor.numpy() for name, tensor in head.items()}}
+    specs = {
+        name: (np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype, array.shape)
+        for name, array in whole.items()
+    }
+    out = create_tensor_file(path, specs, metadata={})
+
+    def write(name: str, values: NDArray[Any]) -> None:
+        out[name][...] = values
+        out.release(name)
+        if name in frozen:
+            frozen.release(name)
+
+    for layer, tensors in split_by_layer(supports, artifact.manifest.layers).items():
+        w0, b0 = whole.pop(f"{layer}.weight"), whole.pop(f"{layer}.bias", None)
+        base = None if b0 is None else _tensor(b0)
+        weight, bias = merge(_tensor(w0), base, tensors, torch.float64)
+        write(f"{layer}.weight", weight.numpy())
+        if bias is not None:
+            write(f"{layer}.bias", bias.numpy())
+    for name, array in whole.items():
+        write(name, array)
+
+
+def torch_logits(model: nn.Module) -> Logits:
+    """Run a torch network in its own dtype on the CPU, a few images at a time."""
+    dtype = next(model.parameters()).dtype
+
+    @torch.inference_mode()
+    def logits(images: NDArray[Any]) -> NDArray[Any]:
+        found = [
+            model(torch.from_numpy(images[start : start + BATCH]).to(dtype)).double().numpy()
+            for start in range(0, len(images), BATCH)
+        ]
+        return np.concatenate(found)
+
+    return logits
+
+
+def _split(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The supports of a delta, and its classifier, widened to float32."""
+    is_head = artifact.manifest.is_head
+    supports: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for name, array in artifact.tensors().items():
+        tensor = torch.from_numpy(np.array(array, np.float32))
+        (head if is_head(name) else supports)[name] = tensor
+    return supports, head
+
+
+def _filled(manifest: Manifest, tensors: Mapping[str, NDArray[Any] | Tensor]) -> nn.Module:
+    """The vanilla network with these tensors as its parameters and buffers, not copied."""
+    backbone = manifest.backbone
+    model = build_empty(backbone.name, backbone.model_args, len(manifest.labels))
+    state = {name: _tensor(value) for name, value in tensors.items()}
+    # Buffers that no state dict holds have to follow the weights.
+    model.to(next(t.dtype for t in state.values() if t.is_floating_point()))
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def _tensor(value: NDArray[Any] | Tensor) -> Tensor:
+    """A tensor over an array's own memory."""
+    if isinstance(value, Tensor):
+        return value
+    if value.dtype == ml_dtypes.bfloat16:  # which torch does not take from numpy
+        return _tensor(value.view(np.int16)).view(torch.bfloat16)
+    with warnings.catch_warnings():
+        # torch knows no read-only tensors; nothing here writes into one.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(value)
+
+
+def _release_after_use(model: nn.Module, tensors: TensorMap) -> None:
+    """Let a file's pages go as soon as the module that they are parameters of has run."""
+
+    def release(names: list[str], *_: object) -> None:
+        for name in names:
+            tensors.release(name)
+
+    for prefix, module in model.named_modules():
+        own = [*module._parameters, *module._buffers]
+        names = [name for key in own if (name := f"{prefix}.{key}".lstrip(".")) in tensors]
+        if names:
+            module.register_forward_hook(partial(release, names))

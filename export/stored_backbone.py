@@ -1,0 +1,59 @@
+"""The backbone that a delta needs: found in the store, or put there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glora_deploy.errors import BackboneMismatchError, StoreError
+from glora_deploy.fingerprint import fingerprint
+from glora_deploy.manifest import Manifest
+from glora_deploy.store import ArtifactStore
+from glora_deploy.store_read import BACKBONE_WEIGHTS
+from glora_deploy.tensor_file import map_tensors
+
+if TYPE_CHECKING:  # it brings torch, which most exports do without until they are compared
+    from glora_deploy.backbone import Backbone
+
+
+def backbone_of(store: ArtifactStore, manifest: Manifest) -> Path:
+    """The store's folder of the backbone that a delta was trained on, its tensors checked.
+
+    Raises:
+        StoreError: If the store does not keep it.
+        BackboneMismatchError: If the stored tensors are not the ones it was trained on.
+        ArtifactError: If they cannot be read.
+    """
+    recorded = manifest.backbone
+    try:
+        folder = store.backbone_path(recorded.fingerprint)
+    except StoreError as error:
+        raise StoreError(
+            f"{manifest.task}/{manifest.version}: its backbone {recorded.source} "
+            f"({recorded.fingerprint[:12]}..) is not in {store.root}. "
+            f"Give it with --backbone {recorded.name} or --checkpoint FILE."
+        ) from error
+    found = fingerprint(map_tensors(folder / BACKBONE_WEIGHTS))
+    if found != recorded.fingerprint:
+        raise BackboneMismatchError(
+            f"{folder / BACKBONE_WEIGHTS}: the backbone's tensors have fingerprint {found[:12]}.., "
+            f"the delta was trained on {recorded.fingerprint[:12]}... Restore the file."
+        )
+    return folder
+
+
+def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbone) -> None:
+    """Put a backbone into the store, once it is the one this delta was trained on.
+
+    Raises:
+        BackboneMismatchError: If it is another; names both.
+    """
+    recorded = manifest.backbone
+    if backbone.fingerprint != recorded.fingerprint:
+        raise BackboneMismatchError(
+            f"{manifest.task}: the delta was trained on {recorded.source} (fingerprint "
+            f"{recorded.fingerprint[:12]}..), this is {backbone.source} "
+            f"({backbone.fingerprint[:12]}..). Give the one it was trained on."
+        )
+    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
+    store.put_backbone(backbone.fingerprint, tensors, backbone.config())
