@@ -13,6 +13,7 @@ from glora_deploy.console import make_table, one_line_errors, progress_bars, std
 from glora_deploy.paths import LayerKind
 
 from .config import DEMO_LR, Method, RunConfig, Schedule, SearchConfig, TrainConfig
+from .device import DeviceName
 from .pipeline import Outcome, run
 
 EXAMPLES = """
@@ -60,10 +61,10 @@ def train(
         str | None, typer.Option(help="Name of the new version; v1, v2, ... by default.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="glora (supernet and search) or lora (one fixed subnet).")
+        Method, typer.Option(help="glora: supernet and search. lora: one fixed subnet.")
     ] = "glora",
     schedule: Annotated[
-        str,
+        Schedule,
         typer.Option(
             help="short: for minutes on a CPU. paper: the published recipe, 500 epochs and a "
             "search of 1,050 subnets."
@@ -108,7 +109,9 @@ def train(
         ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Every draw of the run follows from it.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[
+        DeviceName, typer.Option(help="Where to compute; auto takes CUDA where there is one.")
+    ] = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of this task.")
     ] = False,
@@ -141,9 +144,9 @@ def train(
             backbone=backbone,
             weights=checkpoint,
             input_size=input_size,
-            method=cast(Method, method),
-            train=TrainConfig.preset(cast(Schedule, schedule), **_given(changes)),
-            search=SearchConfig.preset(cast(Schedule, schedule), **_given(search)),
+            method=method,
+            train=TrainConfig.preset(schedule, **_given(changes)),
+            search=SearchConfig.preset(schedule, **_given(search)),
             seed=seed,
             device=device,
             version=version,

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from glora_deploy.store import ArtifactStore
 from glora_deploy.training import cli
@@ -27,9 +28,6 @@ WRONG = [
         "backbone 'vit_colossal' must be demo-vit",
     ),
     (("--task", "digits", "--checkpoint", "missing.npz"), "missing.npz"),
-    (("--task", "digits", "--method", "dora"), "method must be one of"),
-    (("--task", "digits", "--schedule", "fast"), "schedule must be one of"),
-    (("--task", "digits", "--device", "tpu"), "device must be one of"),
     (("--task", "digits", "--ranks", "8;4"), "--ranks must be numbers such as 8,4, got '8;4'"),
     (("--task", "digits", "--layers", "linear,attention"), "kinds must be one or more of"),
     (("--task", "digits", "--epochs", "0"), "epochs must be at least 1, got 0"),
@@ -79,6 +77,44 @@ def test_wrong_usage_exits_with_status_2(
     assert call("--task", "digits", "--epochs", "many", monkeypatch=monkeypatch) == 2
     assert call("--task", "digits", "--no-such-option", monkeypatch=monkeypatch) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--method", "dora", ("glora", "lora")),
+        ("--schedule", "fast", ("short", "paper")),
+        ("--device", "tpu", ("auto", "cpu", "cuda")),
+    ],
+)
+def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
+    option: str,
+    value: str,
+    allowed: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("--task", "digits", option, value, monkeypatch=monkeypatch) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for word in (value, *allowed):
+        assert f"'{word}'" in captured.err
+    assert option in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_there_is_a_failure_and_not_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call("--task", "digits", "--device", "cuda", "--quiet", monkeypatch=monkeypatch) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "torch finds none. Use --device cpu" in captured.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_tells_how_to_go_on(
