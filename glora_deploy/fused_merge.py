@@ -16,7 +16,6 @@ two threads at once nor be used on both sides of a fork, and servers do both.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from . import fused_tiles
 from .fused_tiles import LANES, ROWS
-from .paths import NONE, SCALAR, SUPPORTS, VECTOR, LayerShape, Path, Support
+from .paths import LayerShape
 
 Float64 = NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -274,22 +273,14 @@ def require_shapes(
         raise ValueError(f"w0 must have shape (d_out, d_in), neither zero, got {w0}")
     d_out, d_in = w0
     layer = LayerShape(kind="linear", d_out=d_out, d_in=d_in, bias=b0 is not None)
-    found: dict[str, Shape | None] = {"out_w": out_w, "out_b": out_b, "b0": b0, **dict(supports)}
-    wanted: dict[str, Shape | None] = {"out_w": w0[::-1] if transposed else w0}
-    wanted |= dict.fromkeys(("b0", "out_b"), None if b0 is None else (d_out,))
-    for support in SUPPORTS if b0 else SUPPORTS[:2]:
-        wanted |= layer.tensor_shapes(support, _path(support, dict(supports)))
-    for name in sorted(found.keys() | wanted.keys()):
-        if (shape := found.get(name)) != (rule := wanted.get(name)):
+    layer.require_fit(dict(supports))
+    bias = None if b0 is None else (d_out,)
+    for name, shape, rule in (
+        ("b0", b0, bias),
+        ("out_b", out_b, bias),
+        ("out_w", out_w, w0[::-1] if transposed else w0),
+    ):
+        if shape != rule:
             duty = f"have shape {rule}" if rule else "be absent"
             place = f"where w0 is {w0}{'' if b0 else ' without b0'}"
             raise ValueError(f"{name} must {duty} {place}, got {shape or 'none'}")
-
-
-def _path(support: Support, shapes: Mapping[str, Shape]) -> Path:
-    """The path whose tensors a layer seems to hold for one support."""
-    if down := shapes.get(f"{support}_d"):
-        return Path("lora", down[-1])
-    if support not in shapes:
-        return NONE
-    return SCALAR if support != "C" and math.prod(shapes[support]) == 1 else VECTOR

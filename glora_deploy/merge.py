@@ -12,6 +12,7 @@ existing network with the one-pass kernels, for those who merge often.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from .errors import NonFiniteError
 from .fused_merge import MergeJob, fused_merge_layers
 from .fused_merge_cuda import fused_merge_cuda, round_once
-from .paths import Support
+from .layer import layer_shape
+from .paths import LayerShape, Support
 
 Supports = Mapping[str, Tensor]
 """The tensors of one layer, named and shaped as in ``paths``: ``A_d``, ``A_u``, ``B``, ..."""
@@ -45,15 +47,16 @@ def merge(
         w0: Frozen weight, ``(d_out, ...)``; a kernel counts as ``(d_out, d_in)`` flattened, a
             per-channel weight ``(d_out,)`` as ``(d_out, 1)``. Not modified.
         b0: Frozen bias ``(d_out,)``, or None. Not modified.
-        supports: The layer's tensors; any floating dtype.
+        supports: The layer's tensors, shaped as ``paths`` says; any floating dtype.
         dtype: Of the result; w0's by default.
 
     Returns:
         The merged weight, shaped as w0, and bias ``(d_out,)`` or None.
 
     Raises:
-        ValueError: If supports would give a bias to a layer that has none.
+        ValueError: If a support does not fit the layer; names it.
     """
+    _require_fit(w0, b0, supports)
     dtype = dtype or w0.dtype
     wide = {name: tensor.to(w0.device, torch.float64) for name, tensor in supports.items()}
     a, b, c, d, e = (dense(wide, support) for support in ("A", "B", "C", "D", "E"))
@@ -65,8 +68,6 @@ def merge(
         w += b
     weight = round_once(w, dtype).reshape(w0.shape)
     if b0 is None:
-        if any(support is not None for support in (c, d, e)):
-            raise ValueError("C, D and E must be none on a layer without bias")
         return weight, None
     base = b0.to(torch.float64)
     bias = base.clone()
@@ -80,6 +81,17 @@ def merge(
     return weight, round_once(bias, dtype)
 
 
+def _require_fit(w0: Tensor, b0: Tensor | None, supports: Supports) -> None:
+    """Refuse what torch would broadcast or multiply although it is no support of this layer."""
+    shape = LayerShape(
+        kind="affine" if w0.ndim == 1 else "linear",  # a convolution's rules are a linear layer's
+        d_out=w0.shape[0],
+        d_in=math.prod(w0.shape[1:]),
+        bias=b0 is not None,
+    )
+    shape.require_fit({name: tuple(tensor.shape) for name, tensor in supports.items()})
+
+
 def split_by_layer(supports: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Supports]:
     """Group ``layer.A_d``-style names by layer; layers without supports get an empty mapping.
 
@@ -90,7 +102,7 @@ def split_by_layer(supports: Mapping[str, Tensor], layers: Iterable[str]) -> dic
     for name, tensor in supports.items():
         layer, _, support = name.rpartition(".")
         if layer not in grouped:
-            raise ValueError(f"{name}: no such layer among the {len(grouped)} adapted ones")
+            raise ValueError(f"{name}: no such layer among the {len(grouped)} to adapt")
         grouped[layer][support] = tensor
     return dict(grouped)
 
@@ -107,16 +119,22 @@ def merge_model(
 
     Raises:
         NonFiniteError: If a merged weight is not finite; names the layer.
-        ValueError: If a support names a layer that is not there, or does not fit it.
+        ValueError: If a support names a layer that is not there, or does not fit it; names the
+            layer.
     """
     merged = copy.deepcopy(model)
     if dtype is not None:
         merged = merged.to(dtype)
-    layers = sorted({name.rpartition(".")[0] for name in supports})
+    layers = [name for name, module in model.named_modules() if layer_shape(module) is not None]
     for layer, tensors in split_by_layer(supports, layers).items():
+        if not tensors:
+            continue
         frozen, target = model.get_submodule(layer), merged.get_submodule(layer)
         b0 = getattr(frozen, "bias", None)  # RMSNorm has no such attribute
-        weight, bias = merge(frozen.weight, b0, tensors, dtype)  # type: ignore[arg-type]
+        try:
+            weight, bias = merge(frozen.weight, b0, tensors, dtype)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{layer}: {error}") from error
         with torch.no_grad():
             for name, value in (("weight", weight), ("bias", bias)):
                 if value is None:

@@ -23,6 +23,7 @@ has no C, D or E, so the merged network keeps the vanilla architecture.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class LayerShape:
         Raises:
             ValueError: If the support cannot take this path on this layer.
         """
-        if path not in self.choices(support, [path.rank] if path.rank else []):
+        if not self._allows(support, path):
             raise ValueError(f"{support} cannot be {path} on {self}")
         rows, columns = (self.d_in, 1) if support == "C" else (self.d_out, self.d_in)
         match path.kind:
@@ -119,6 +120,46 @@ class LayerShape:
                 return {support: (1,) if support in "DE" else (1, 1)}
             case "none":
                 return {}
+
+    def require_fit(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that tensors of these names and shapes are supports of such a layer.
+
+        Each support is judged by the path that its tensors look most like.
+
+        >>> shape = LayerShape(kind="linear", d_out=3, d_in=2, bias=True)
+        >>> shape.require_fit({"A": (1, 2)})
+        Traceback (most recent call last):
+        ...
+        ValueError: A must have shape (3, 1) where w0 is (3, 2), got (1, 2)
+
+        Raises:
+            ValueError: If one does not fit or is missing; names it.
+        """
+        wanted: dict[str, tuple[int, ...]] = {}
+        for support in SUPPORTS:
+            path = _likely_path(support, tensors)
+            if self._allows(support, path):
+                wanted |= self.tensor_shapes(support, path)
+        for name in sorted(tensors.keys() | wanted.keys()):
+            if (found := tensors.get(name)) != (rule := wanted.get(name)):
+                duty = "be absent" if rule is None else f"have shape {rule}"
+                w0 = (self.d_out,) if self.kind == "affine" else (self.d_out, self.d_in)
+                place = f"where w0 is {w0}{'' if self.bias else ' without b0'}"
+                raise ValueError(
+                    f"{name} must {duty} {place}, got {'none' if found is None else found}"
+                )
+
+    def _allows(self, support: Support, path: Path) -> bool:
+        return path in self.choices(support, [path.rank] if path.rank else [])
+
+
+def _likely_path(support: Support, shapes: Mapping[str, tuple[int, ...]]) -> Path:
+    """The path whose tensors a layer seems to hold for one support."""
+    if (down := shapes.get(f"{support}_d")) is not None:
+        return Path("lora", max([1, *down[-1:]]))  # even a factor without columns asks for lora
+    if support not in shapes:
+        return NONE
+    return SCALAR if support != "C" and math.prod(shapes[support]) == 1 else VECTOR
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -181,9 +182,98 @@ def test_the_prompt_c_reads_the_frozen_weight() -> None:
     assert b.tolist() == [21.0]
 
 
-def test_a_bias_for_a_layer_without_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="C, D and E must be none on a layer without bias"):
-        merge(torch.ones(2, 3), None, {"E": torch.ones(2)})
+MISFITS = {
+    "A a row": ("linear", {"A": (1, 5)}, "A must have shape (7, 1) where w0 is (7, 5), got (1, 5)"),
+    "A whole": ("linear", {"A": (7, 5)}, "A must have shape (7, 1) where w0 is (7, 5), got (7, 5)"),
+    "A a bare number": (
+        "linear",
+        {"A": ()},
+        "A must have shape (1, 1) where w0 is (7, 5), got ()",
+    ),
+    "factors swapped": (
+        "linear",
+        {"B_d": (3, 5), "B_u": (7, 3)},
+        "B_d must have shape (7, 5) where w0 is (7, 5), got (3, 5)",
+    ),
+    "ranks that differ": (
+        "linear",
+        {"B_d": (7, 3), "B_u": (2, 5)},
+        "B_u must have shape (3, 5) where w0 is (7, 5), got (2, 5)",
+    ),
+    "factor without its other": (
+        "linear",
+        {"C_d": (5, 3)},
+        "C_u must have shape (3, 1) where w0 is (7, 5), got none",
+    ),
+    "factors of rank zero": (
+        "linear",
+        {"A_d": (7, 0), "A_u": (0, 5)},
+        "A_d must have shape (7, 1) where w0 is (7, 5), got (7, 0)",
+    ),
+    "lora and vector": (
+        "linear",
+        {"A": (7, 1), "A_d": (7, 3), "A_u": (3, 5)},
+        "A must be absent where w0 is (7, 5), got (7, 1)",
+    ),
+    "C a number": (
+        "linear",
+        {"C": (1, 1)},
+        "C must have shape (5, 1) where w0 is (7, 5), got (1, 1)",
+    ),
+    "D a column": (
+        "linear",
+        {"D": (7, 1)},
+        "D must have shape (7,) where w0 is (7, 5), got (7, 1)",
+    ),
+    "E of another layer": (
+        "linear",
+        {"E": (5,)},
+        "E must have shape (7,) where w0 is (7, 5), got (5,)",
+    ),
+    "no such support": ("linear", {"F": (1,)}, "F must be absent where w0 is (7, 5), got (1,)"),
+    "E without b0": (
+        "linear without bias",
+        {"E": (7,)},
+        "E must be absent where w0 is (7, 5) without b0, got (7,)",
+    ),
+    "C without b0": (
+        "conv, depthwise without bias",
+        {"C": (9, 1)},
+        "C must be absent where w0 is (4, 9) without b0, got (9, 1)",
+    ),
+    "A a row of a kernel": (
+        "conv, strided, padded, dilated",
+        {"A": (1, 24)},
+        "A must have shape (6, 1) where w0 is (6, 24), got (1, 24)",
+    ),
+    "B of all groups": (
+        "conv, grouped",
+        {"B_d": (6, 3), "B_u": (3, 36)},
+        "B_u must have shape (3, 18) where w0 is (6, 18), got (3, 36)",
+    ),
+    "A flat": ("layer norm", {"A": (5,)}, "A must have shape (5, 1) where w0 is (5,), got (5,)"),
+    "lora on an affine": (
+        "group norm",
+        {"A_d": (4, 3), "A_u": (3, 1)},
+        "A_d must be absent where w0 is (4,), got (4, 3)",
+    ),
+    "C on an affine": (
+        "batch norm",
+        {"C": (1, 1)},
+        "C must be absent where w0 is (4,), got (1, 1)",
+    ),
+}
+"""Layer, names and shapes of its supports, and what is said of them."""
+
+
+@pytest.mark.parametrize(("name", "shapes", "message"), MISFITS.values(), ids=MISFITS)
+def test_supports_that_do_not_fit_the_layer_are_refused(
+    name: str, shapes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    base = make_base(name)
+    supports = {support: torch.ones(shape) for support, shape in shapes.items()}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        merge(base.weight, getattr(base, "bias", None), supports)
 
 
 def one_layer(d_in: int = 3, d_out: int = 2) -> nn.Sequential:
@@ -202,9 +292,23 @@ def test_a_merged_weight_that_is_not_finite_is_refused_by_name() -> None:
         merge_model(network, large, dtype=torch.float16)
 
 
+def test_a_support_that_does_not_fit_a_network_is_refused_with_the_name_of_its_layer() -> None:
+    supports = {"0.E": torch.ones(7), "2.A": torch.ones(1, 7)}
+    with pytest.raises(ValueError, match=r"^2: A must have shape \(2, 1\) .*, got \(1, 7\)$"):
+        merge_model(one_layer(), supports)
+
+
 def test_supports_of_an_unknown_layer_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"9\.A: no such layer among the 2 adapted ones"):
+    with pytest.raises(ValueError, match=r"^9\.A: no such layer among the 2 to adapt"):
         split_by_layer({"9.A": torch.ones(1, 1)}, ["0", "2"])
+
+
+@pytest.mark.parametrize(
+    "name", ["9.A", "1.A", "A"], ids=["missing", "no weight", "no layer named"]
+)
+def test_a_network_has_supports_on_its_layers_only(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: no such layer among the 2 to adapt"):
+        merge_model(one_layer(), {name: torch.ones(1, 1)})
 
 
 def test_supernet_layers_read_as_merged_weights_inside_attention() -> None:
