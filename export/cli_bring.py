@@ -38,7 +38,7 @@ def pull(
         from .hub import pull as pull_delta
 
         artifact = pull_delta(
-            ArtifactStore.create(store),
+            ArtifactStore(store),
             repo,
             revision=revision,
             task=task,

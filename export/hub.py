@@ -12,12 +12,13 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact
-from glora_deploy.backbone import load_backbone
+from glora_deploy.backbone import Backbone, load_backbone
 from glora_deploy.errors import HubError, ParityError, StoreError
 from glora_deploy.manifest import Manifest
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.preprocess import Preprocessing
 from glora_deploy.store import ArtifactStore
+from glora_deploy.store_read import require_slug
 
 from .files import CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE
 from .hub_client import DELAYS_S, HubClient
@@ -131,7 +132,8 @@ def pull(
     file. ``on_step`` is told the commit. With ``HF_HUB_OFFLINE`` the local cache has to have it.
 
     Args:
-        store: Gets the delta and, if it lacks it, the backbone.
+        store: Gets the delta and, if it lacks it, the backbone. Its folder is made if it is
+            missing, once both are at hand; if the pull then fails, it is gone again.
         repo: ``user/name``.
         revision: Branch, tag or commit; the default branch if None.
         task: Name in this store; the one it was pushed under by default.
@@ -146,15 +148,24 @@ def pull(
         ArtifactError: If the delta is not what its manifest says.
         NonFiniteError: If a tensor holds NaN or infinity.
         BackboneMismatchError: If the backbone found is not the one it was trained on.
-        StoreError: If the task is no slug, or no space is left.
+        StoreError: If the task is no slug, a file is where the store should be, or no space is
+            left.
     """
     client = HubClient(repo, token=token, endpoint=endpoint, delays_s=delays_s, on_step=on_step)
+    # Whatever needs no download is checked before there is one.
+    if task is not None:
+        require_slug("task", task)
+    if store.root.exists():
+        ArtifactStore.open(store.root)
     on_step(f"fetching the delta of {repo}")
     fetched = read_artifact(_fetch_delta(client, revision))
     on_step(f"{repo} is at commit {fetched.path.parent.name}")
     tensors = fetched.tensors()
-    _require_backbone(store, fetched.manifest, checkpoint, on_step)
-    return store.put(task or fetched.task, tensors, fetched.manifest)
+    backbone = _missing_backbone(store, fetched.manifest, checkpoint, on_step)
+    with store.making():
+        if backbone is not None:
+            provide_backbone(store, fetched.manifest, backbone)
+        return store.put(task or fetched.task, tensors, fetched.manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +273,13 @@ def _fetch_delta(client: HubClient, revision: str | None) -> Path:
         raise
 
 
-def _require_backbone(
+def _missing_backbone(
     store: ArtifactStore,
     manifest: Manifest,
     checkpoint: Path | str | None,
     on_step: Callable[[str], None],
-) -> None:
-    """Make sure the store keeps the backbone of a delta."""
+) -> Backbone | None:
+    """The backbone of a delta, from its source or the user; None if the store keeps it."""
     recorded = manifest.backbone
     if checkpoint is None:
         try:
@@ -276,7 +287,7 @@ def _require_backbone(
         except StoreError:
             pass
         else:
-            return
+            return None
     kind, _, name = recorded.source.partition(":")
     if checkpoint is None and kind == "file":
         raise StoreError(
@@ -293,4 +304,4 @@ def _require_backbone(
         model_args=recorded.model_args,
     )
     images = Preprocessing(**manifest.preprocessing.model_dump())
-    provide_backbone(store, manifest, replace(loaded, preprocessing=images))
+    return replace(loaded, preprocessing=images)

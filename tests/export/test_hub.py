@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import load, save
 
+from glora_deploy import store as store_module
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import load_backbone
 from glora_deploy.errors import (
@@ -63,7 +65,7 @@ class Pushed:
 
     def pull(self, root: Path, **changes: Any) -> Artifact:
         known: dict[str, Any] = {"endpoint": self.hub.endpoint, "delays_s": (0.01, 0.01)}
-        return pull(ArtifactStore.create(root), REPO, **known | changes)
+        return pull(ArtifactStore(root), REPO, **known | changes)
 
     @property
     def folder(self) -> Path:
@@ -474,7 +476,7 @@ def test_a_damaged_delta_leaves_the_store_as_it_was(
     task.hub.repos[REPO].commit("main", {**task.files, name: bytes(data)})
     with pytest.raises(ArtifactError, match=Path(name).name):
         task.pull(tmp_path / "other")
-    assert ArtifactStore(tmp_path / "other").tasks() == []
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_delta_lacking_its_tensors_is_refused(task: Pushed, tmp_path: Path) -> None:
@@ -495,6 +497,55 @@ def test_a_private_delta_needs_a_token(task: Pushed, tmp_path: Path) -> None:
 def test_a_repository_that_is_not_there_is_named(task: Pushed, tmp_path: Path) -> None:
     with pytest.raises(HubError, match=f"^{REPO}: must be a model repository that your token"):
         task.pull(tmp_path / "other", token=READ)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"revision": "gone"}, HubError, "the revision must be a branch, tag or commit"),
+        ({"token": "hf_wrong"}, HubError, "needs a valid token, got one that the Hub refuses"),
+        ({"task": "../pets"}, StoreError, "task must be 1 to 64 of"),
+        ({"checkpoint": "no.npz"}, StoreError, "no.npz: the checkpoint must be a file"),
+    ],
+    ids=["revision", "token", "task", "checkpoint"],
+)
+def test_a_failed_pull_makes_no_store(
+    task: Pushed, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    task.push()
+    with pytest.raises(error, match=message):
+        task.pull(tmp_path / "new" / "store", **changes)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()])
+def test_a_pull_that_fails_after_the_backbone_takes_the_new_store_back(
+    task: Pushed, tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task.push()
+    backbones: list[bool] = []
+
+    def fail(*_: object, **__: object) -> None:
+        backbones.append(any((tmp_path / "new" / "store" / ".backbones").iterdir()))
+        raise error
+
+    monkeypatch.setattr(store_module, "write_artifact", fail)
+    with pytest.raises((StoreError, KeyboardInterrupt)):
+        task.pull(tmp_path / "new" / "store")
+    assert backbones == [True]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_pull_into_a_file_or_as_no_slug_asks_the_hub_for_nothing(
+    task: Pushed, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="the store must be a folder, got a file"):
+        task.pull(tmp_path / "file")
+    with pytest.raises(StoreError, match="task must be 1 to 64 of"):
+        task.pull(tmp_path / "other", task="../pets")
+    assert task.hub.requests == []
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_lost_download_is_taken_up_again(task: Pushed, tmp_path: Path) -> None:
@@ -555,9 +606,9 @@ def test_a_backbone_from_a_file_has_to_be_given(task: Pushed, tmp_path: Path) ->
     pushed = push_from(task, tmp_path / "a", "file:mine.safetensors")
     with pytest.raises(StoreError, match=r"the weights of mine.safetensors .* with --checkpoint"):
         pushed.pull(tmp_path / "b")
-    assert ArtifactStore(tmp_path / "b").tasks() == []
     with pytest.raises(BackboneMismatchError, match="this is random:2"):
         pushed.pull(tmp_path / "b", checkpoint="random:2")
+    assert not (tmp_path / "b").exists()
     assert pushed.pull(tmp_path / "b", checkpoint="random:1").version == "v1"
 
 
