@@ -9,6 +9,7 @@ import typer
 
 from glora_deploy.console import one_line_errors, stdout
 from glora_deploy.store import ArtifactStore
+from glora_deploy.store_read import require_slug
 
 from .cli_common import (
     UNCHANGED,
@@ -84,6 +85,7 @@ def import_adapter(
     if source.endswith(".pt") and subnet is None:
         raise typer.BadParameter("a .pt needs one: it holds every subnet", param_hint="--subnet")
     with one_line_errors(UNCHANGED):
+        require_slug("task", task)
         from glora_deploy.backbone import load_backbone
 
         from .import_glora import import_glora

@@ -24,7 +24,7 @@ from .files import CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE
 from .hub_client import DELAYS_S, HubClient
 from .model_card import is_ours, model_card
 from .record import ExportRecord
-from .stored_backbone import provide_backbone
+from .stored_backbone import provide_backbone, require_same_backbone
 
 HUB_FOLDER = "glora"
 """Folder of the delta in a repository."""
@@ -133,7 +133,7 @@ def pull(
 
     Args:
         store: Gets the delta and, if it lacks it, the backbone. Its folder is made if it is
-            missing, once both are at hand; if the pull then fails, it is gone again.
+            missing, once both are at hand.
         repo: ``user/name``.
         revision: Branch, tag or commit; the default branch if None.
         task: Name in this store; the one it was pushed under by default.
@@ -162,10 +162,10 @@ def pull(
     on_step(f"{repo} is at commit {fetched.path.parent.name}")
     tensors = fetched.tensors()
     backbone = _missing_backbone(store, fetched.manifest, checkpoint, on_step)
-    with store.making():
-        if backbone is not None:
-            provide_backbone(store, fetched.manifest, backbone)
-        return store.put(task or fetched.task, tensors, fetched.manifest)
+    ArtifactStore.create(store.root)
+    if backbone is not None:
+        provide_backbone(store, fetched.manifest, backbone)
+    return store.put(task or fetched.task, tensors, fetched.manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,4 +304,5 @@ def _missing_backbone(
         model_args=recorded.model_args,
     )
     images = Preprocessing(**manifest.preprocessing.model_dump())
+    require_same_backbone(manifest, loaded)
     return replace(loaded, preprocessing=images)

@@ -42,11 +42,11 @@ def backbone_of(store: ArtifactStore, manifest: Manifest) -> Path:
     return folder
 
 
-def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbone) -> None:
-    """Put a backbone into the store, once it is the one this delta was trained on.
+def require_same_backbone(manifest: Manifest, backbone: Backbone) -> None:
+    """Refuse a backbone that a delta was not trained on.
 
     Raises:
-        BackboneMismatchError: If it is another; names both.
+        BackboneMismatchError: If the fingerprints differ; names both.
     """
     recorded = manifest.backbone
     if backbone.fingerprint != recorded.fingerprint:
@@ -55,5 +55,15 @@ def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbon
             f"{recorded.fingerprint[:12]}..), this is {backbone.source} "
             f"({backbone.fingerprint[:12]}..). Give the one it was trained on."
         )
+
+
+def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbone) -> None:
+    """Put a backbone into the store, once it is the one this delta was trained on.
+
+    Raises:
+        BackboneMismatchError: If it is another; names both.
+        StoreError: If no space is left.
+    """
+    require_same_backbone(manifest, backbone)
     tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
     store.put_backbone(backbone.fingerprint, tensors, backbone.config())

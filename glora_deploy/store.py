@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,7 +36,6 @@ from .store_audit import Finding, TaskSize, audit, audit_rest, size_of
 from .store_read import (
     BACKBONE_CONFIG,
     BACKBONE_WEIGHTS,
-    BACKBONES,
     CURRENT,
     EXPORT_RECORD,
     StoreReader,
@@ -91,27 +89,6 @@ class ArtifactStore(StoreReader):
             raise StoreError(f"{root}: the store must be a folder, a file is in the way") from error
         sweep(store._tmp)
         return store
-
-    @contextmanager
-    def making(self) -> Iterator[None]:
-        """Make the folder for the block if it is missing, and unmake it if the block raises.
-
-        A folder that was there stays as the block left it, and so does what other processes have
-        put into the new one meanwhile.
-
-        Raises:
-            StoreError: If a file is in the way.
-        """
-        missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
-        try:
-            self.create(self.root)
-            yield
-        except BaseException:
-            if missing:
-                self._remove_backbones_if_alone()
-            for folder in missing:
-                _remove_if_empty(folder)
-            raise
 
     def put(
         self,
@@ -350,13 +327,6 @@ class ArtifactStore(StoreReader):
         with self.scratch(folder.name) as scratch:
             folder.rename(scratch / folder.name)
             flush(folder.parent)
-
-    def _remove_backbones_if_alone(self) -> None:
-        """Remove backbones that nothing here is for: no task, no training, nobody who writes."""
-        _remove_if_empty(self.root / ".tmp")
-        with suppress(OSError):
-            if [entry.name for entry in self.root.iterdir()] == [BACKBONES]:
-                shutil.rmtree(self.root / BACKBONES)
 
     @contextmanager
     def _alone(self, artifact: Artifact) -> Iterator[None]:

@@ -434,64 +434,6 @@ def test_opening_needs_a_folder_that_exists(tmp_path: Path) -> None:
     assert ArtifactStore.open(str(missing)).tasks() == []
 
 
-def test_a_store_made_for_a_block_that_fails_is_unmade(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "new" / "store")
-    tensors = {"w": np.ones((2, 3), np.float32)}
-
-    def fail() -> None:
-        with store.making():
-            store.put_backbone(fingerprint(tensors), tensors, {})
-            raise StoreError("stop")
-
-    assert refusal(fail) == "stop"
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_store_made_for_a_block_that_succeeds_stays(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "new" / "store")
-    with store.making():
-        make_artifact(store)
-    assert store.tasks() == ["pets"]
-
-
-@pytest.mark.parametrize("there", ["", ".backbones/a", "pets/v1"])
-def test_a_folder_that_was_there_stays_when_a_block_fails(tmp_path: Path, there: str) -> None:
-    (tmp_path / there).mkdir(parents=True, exist_ok=True)
-    before = listing(tmp_path)
-    with pytest.raises(KeyboardInterrupt), ArtifactStore(tmp_path).making():
-        raise KeyboardInterrupt
-    assert listing(tmp_path) == before
-
-
-@pytest.mark.parametrize("theirs", [".tmp/scratch", ".runs/pets", "pets/v1", "notes"])
-def test_what_others_put_into_a_new_store_stays_when_a_block_fails(
-    tmp_path: Path, theirs: str
-) -> None:
-    store = ArtifactStore(tmp_path / "store")
-    backbone = store.root / ".backbones" / "a"
-
-    def fail() -> None:
-        with store.making():
-            backbone.mkdir(parents=True)
-            (store.root / theirs).mkdir(parents=True)
-            raise StoreError("stop")
-
-    assert refusal(fail) == "stop"
-    assert (store.root / theirs).is_dir()
-    assert backbone.is_dir()
-
-
-def test_a_file_in_the_way_of_a_new_store_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file", tmp_path / "file" / "store"):
-        with (
-            pytest.raises(StoreError, match="a file is in the way"),
-            ArtifactStore(place).making(),
-        ):
-            pytest.fail("there is no store")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_opening_and_reading_write_nothing(store: ArtifactStore) -> None:
     before = {path: path.stat().st_mtime_ns for path in (store.root, *store.root.rglob("*"))}
     again = ArtifactStore.open(store.root)

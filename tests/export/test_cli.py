@@ -267,6 +267,15 @@ def test_a_peft_adapter_becomes_a_task(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def test_an_import_under_a_name_that_is_no_slug_is_refused_before_anything_is_read(
+    tmp_path: Path,
+) -> None:
+    result = run("import", tmp_path / "no", "--task", "../pets", "--store", tmp_path / "store")
+    assert result.exit_code == 1
+    assert "task must be 1 to 64 of" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_one_self_contained_model_is_built_into_a_plan_too(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx installed")
     _, artifact = make_stored_task(tmp_path)

@@ -319,7 +319,7 @@ def test_a_weight_that_the_quantiser_cannot_see_is_an_error_not_a_float_layer(
     folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without folding, each weight reaches its product through a Transpose.
-    monkeypatch.setattr(quantize_module, "optimize_ir", lambda *_, **__: None)
+    monkeypatch.setattr("onnxscript.optimizer.optimize_ir", lambda *_, **__: None)
     with pytest.raises(ExportError, match="at least one layer must be left to quantise, got none"):
         quantize(folder, manifest, None, ANY_LOSS)
 
