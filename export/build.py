@@ -31,6 +31,7 @@ from .files import (
 )
 from .half import to_precision
 from .inputs import ParityInputs, parity_inputs, task_data
+from .memory import trim
 from .plan import PlanConfig
 from .quantize import QuantizeConfig, quantize
 from .ranges import Overflow, find_overflow
@@ -213,6 +214,7 @@ class _Builder:
             self.on_step("building the TensorRT plan")
             plan = replace(self.config.plan, precision=self.config.precision)
             write_plan(self.folder, plan, on_step=self.on_step)
+            trim()
 
     def finish(self, formats: tuple[Format, ...]) -> Exported:
         """Measure every stage from the training graph to the last file, and record it all."""
@@ -307,7 +309,9 @@ class _Builder:
             self._merge(scratch, "fp32")
             model = write_onnx(scratch, skeleton, {})
             images = np.concatenate([self.inputs.ordinary, self.inputs.flat, self.inputs.wild])
-            return find_overflow(model, images)
+            found = find_overflow(model, images)
+        trim()
+        return found
 
 
 def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[Path]:

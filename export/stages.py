@@ -19,6 +19,10 @@ from .tensorrt_library import find_gpu
 REFERENCE = "merged-fp64"
 
 
+class SkipStage(Exception):  # noqa: N818  # not an error: what it says is part of the report
+    """A stage that cannot run here; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One thing that computes logits, and how closely it must do so."""
@@ -26,18 +30,10 @@ class Stage:
     name: str
     precision: Precision
     load: Callable[[], Logits]
-    """Makes it ready; called once, and the result dropped before the next stage is loaded. A
-    MissingDependencyError skips the stage."""
+    """Makes it ready; called once, and the result dropped before the next stage is loaded.
+    SkipStage or a MissingDependencyError leaves it out."""
     torch: bool = True
     """Whether it runs in torch, whose libraries stay in memory from then on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A stage that cannot run here, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +59,18 @@ class ExportStages:
 
         return self._run(lambda path: write_reference(path, self.artifact, self.backbone))
 
-    def all(self, precision: Precision, formats: Sequence[Format]) -> list[Stage | Skipped]:
+    def all(self, precision: Precision, formats: Sequence[Format]) -> list[Stage]:
         """What parity compares, in order from the training graph to the engine."""
-        stages: list[Stage | Skipped] = [Stage("supernet-fp32", "fp32", self._supernet)]
+        stages = [Stage("supernet-fp32", "fp32", self._supernet)]
         if precision != "fp32":
             stages.append(Stage("merged-fp32", "fp32", lambda: self._merged(self.artifact)))
         stages.append(Stage(f"merged-{precision}", precision, self._written))
         if "delta" in formats and precision != "fp32":
             stages.append(Stage(f"delta-{precision}", precision, self._delta))
-        if "onnx" in formats and precision == "bf16":
-            stages.append(Skipped("onnx-bf16", "ONNX Runtime has no bf16 arithmetic on the CPU"))
-        elif "onnx" in formats:
-            stages.append(Stage(f"onnx-{precision}", precision, self._onnx, torch=False))
-        if "trt" in formats and find_gpu() is None:
-            reason = "no GPU here; run the verify command where the plan shall run"
-            stages.append(Skipped(f"trt-{precision}", reason))
-        elif "trt" in formats:
+        if "onnx" in formats:
+            load = self._onnx_bf16 if precision == "bf16" else self._onnx
+            stages.append(Stage(f"onnx-{precision}", precision, load, torch=False))
+        if "trt" in formats:
             stages.append(Stage(f"trt-{precision}", precision, self._engine))
         return stages
 
@@ -107,7 +99,12 @@ class ExportStages:
     def _onnx(self) -> Logits:
         return OnnxSession(self.folder / MODEL_FILE).logits
 
+    def _onnx_bf16(self) -> Logits:
+        raise SkipStage("ONNX Runtime has no bf16 arithmetic on the CPU")
+
     def _engine(self) -> Logits:
+        if find_gpu() is None:
+            raise SkipStage("no GPU here; run the verify command where the plan shall run")
         from .engine import Engine
 
         engine = Engine(self.folder)

@@ -15,7 +15,7 @@ from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report, Step,
 from .batches import Logits, in_batches
 from .inputs import ParityInputs
 from .memory import trim
-from .stages import REFERENCE, Skipped, Stage
+from .stages import REFERENCE, SkipStage, Stage
 
 _Measured = Mapping[str, NDArray[Any]]
 """Logits by what was fed in."""
@@ -26,7 +26,7 @@ def verify(
     inputs: ParityInputs,
     precision: Precision,
     reference: Callable[[], Logits],
-    stages: Sequence[Stage | Skipped],
+    stages: Sequence[Stage],
     *,
     limits: Mapping[Precision, Limits] = DEFAULT_LIMITS,
     overflow: Sequence[str] = (),
@@ -52,17 +52,18 @@ def verify(
         "zeros and images of one colour": inputs.flat,
         "noise at extreme scales": inputs.wild,
     }
-    found: dict[str, _Measured | Skipped] = {}
+    found: dict[str, _Measured] = {}
+    skipped: dict[str, str] = {}
     # What needs no torch runs before torch is in memory beside it.
-    for stage in sorted(stages, key=lambda stage: isinstance(stage, Stage) and stage.torch):
+    for stage in sorted(stages, key=lambda stage: stage.torch):
         on_step(stage.name)
-        found[stage.name] = stage if isinstance(stage, Skipped) else _run(stage, sets)
+        try:
+            found[stage.name] = _run(stage.load(), sets)
+        except (SkipStage, MissingDependencyError) as reason:
+            skipped[stage.name] = str(reason)
         trim()
     on_step(REFERENCE)
-    run = reference()
-    trim()
-    truth = {name: run(images) for name, images in sets.items()}
-    del run
+    truth = _run(reference(), sets)
     for name, logits in truth.items():
         if not np.isfinite(logits).all():
             raise NonFiniteError(f"{manifest.task}: the float64 logits of {name} must be finite")
@@ -73,44 +74,37 @@ def verify(
         adapter_sha256=manifest.adapter.sha256,
         data=inputs.data,
         overflow=tuple(overflow),
-        steps=tuple(_judge(stages, found, truth, inputs.data, limits)),
+        steps=tuple(_judge(stages, found, skipped, truth, inputs.data, limits)),
     )
 
 
-def _run(stage: Stage, sets: _Measured) -> _Measured | Skipped:
-    try:
-        run = in_batches(stage.load())
-    except MissingDependencyError as error:
-        return Skipped(stage.name, str(error))
+def _run(stage: Logits, sets: _Measured) -> _Measured:
+    trim()
+    run = in_batches(stage)
     return {name: run(images) for name, images in sets.items()}
 
 
 def _judge(
-    stages: Sequence[Stage | Skipped],
-    found: Mapping[str, _Measured | Skipped],
+    stages: Sequence[Stage],
+    found: Mapping[str, _Measured],
+    skipped: Mapping[str, str],
     truth: _Measured,
     ordinary: str,
     limits: Mapping[Precision, Limits],
 ) -> Iterator[Step]:
     """A step for each stage and what it was fed, in the order of the stages."""
     spread = float(np.std(truth[ordinary]))
-    before: tuple[str, _Measured] | None = None
+    before = ""
     for stage in stages:
-        measured = found[stage.name]
-        if isinstance(measured, Skipped):
+        if (reason := skipped.get(stage.name)) is not None:
             yield Step(
-                stage=stage.name,
-                inputs=ordinary,
-                n_images=0,
-                outcome="skipped",
-                reason=measured.reason,
+                stage=stage.name, inputs=ordinary, n_images=0, outcome="skipped", reason=reason
             )
             continue
-        assert isinstance(stage, Stage)
-        for name, logits in measured.items():
+        for name, logits in found[stage.name].items():
             references = [(REFERENCE, truth[name])]
-            if before is not None:
-                references.append((before[0], before[1][name]))
+            if before:
+                references.append((before, found[before][name]))
             yield judge(
                 stage.name,
                 name,
@@ -119,4 +113,4 @@ def _judge(
                 spread=spread,
                 limits=limits[stage.precision],
             )
-        before = (stage.name, measured)
+        before = stage.name

@@ -6,8 +6,7 @@ adapted layer is merged straight into the mapped output, everything else is copi
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ PRECISIONS: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 
-LAYERS_AT_ONCE = 4
-"""Layers merged together: enough to keep every thread busy, few enough to stay small."""
+BYTES_AT_ONCE = 12 * 2**20
+"""Frozen weights merged together: small layers keep every thread busy, a large one goes alone."""
 
 
 def write_merged(
@@ -96,8 +95,7 @@ def _write(
     Pages are given back as soon as they are done, so memory stays at about one group of layers.
     """
     merged = set()
-    layers = iter(supports)
-    while group := tuple(itertools.islice(layers, LAYERS_AT_ONCE)):
+    for group in _groups(supports, frozen):
         jobs = {}
         for layer in group:
             weight, bias = f"{layer}.weight", f"{layer}.bias"
@@ -121,6 +119,21 @@ def _write(
         if _is_float(target.dtype) and not np.isfinite(target).all():
             yield name
         out.release(name)
+
+
+def _groups(layers: Iterable[str], frozen: TensorMap) -> Iterator[list[str]]:
+    """The layers in order, as many at a time as stay within ``BYTES_AT_ONCE``, at least one."""
+    group: list[str] = []
+    n_bytes = 0
+    for layer in layers:
+        size = frozen[f"{layer}.weight"].nbytes
+        if group and n_bytes + size > BYTES_AT_ONCE:
+            yield group
+            group, n_bytes = [], 0
+        group.append(layer)
+        n_bytes += size
+    if group:
+        yield group
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:

@@ -95,6 +95,17 @@ def test_the_inputs_stay_as_they_were_and_the_bytes_repeat(tmp_path: Path) -> No
     assert (tmp_path / "m1").read_bytes() == (tmp_path / "m2").read_bytes()
 
 
+@pytest.mark.parametrize("at_once", [0, 24, 28 * 4 + 24, 10**6])
+def test_how_many_layers_go_at_once_changes_no_byte(
+    tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_backbone_file(tmp_path / "b")
+    write(tmp_path / "m1", tmp_path / "b")
+    monkeypatch.setattr("glora_deploy.merged_file.BYTES_AT_ONCE", at_once)
+    write(tmp_path / "m2", tmp_path / "b")
+    assert (tmp_path / "m1").read_bytes() == (tmp_path / "m2").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("name", "bad"), [("fc.B_d", np.inf), ("conv.E", np.nan), ("head.weight", -np.inf)]
 )
