@@ -94,6 +94,10 @@ def _judge(
 ) -> Iterator[Step]:
     """A step for each stage and what it was fed, in the order of the stages."""
     spread = float(np.std(truth[ordinary]))
+    # Noise at 1e4 has logits 1e4 as large where nothing normalises them, and so their rounding is.
+    spreads: dict[str, float | NDArray[Any]] = {
+        name: np.maximum(spread, logits.std(axis=1)) for name, logits in truth.items()
+    } | {ordinary: spread}
     before = ""
     for stage in stages:
         if (reason := skipped.get(stage.name)) is not None:
@@ -110,7 +114,7 @@ def _judge(
                 name,
                 logits,
                 references,
-                spread=spread,
+                spread=spreads[name],
                 limits=limits[stage.precision],
             )
         before = stage.name

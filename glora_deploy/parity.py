@@ -1,8 +1,9 @@
 """Do two stages compute the same? Logits in, a verdict with its numbers out.
 
 Torch-free: a server may check an engine with it. Errors are judged against the *spread* of the
-reference logits (their standard deviation), since a bare tolerance means nothing across tasks;
-element-wise errors and cosines are Polygraphy's.
+reference logits (their standard deviation), since a bare tolerance means nothing across tasks. An
+input far outside what images hold may have logits as far outside: there the spread is its own.
+Element-wise errors and cosines are Polygraphy's.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Comparison(_Value):
     max_rel: float
     """Largest difference relative to the other stage's logit, element by element."""
     error: float
-    """``max_abs`` as a share of the reference's spread."""
+    """Largest absolute difference as a share of the reference's spread."""
     min_cosine: float
     """Over images."""
     agreement: float
@@ -144,14 +145,19 @@ class Report(_Value):
 
 
 def compare(
-    logits: NDArray[Any], other: NDArray[Any], *, spread: float, against: str, tie: float = 0.0
+    logits: NDArray[Any],
+    other: NDArray[Any],
+    *,
+    spread: float | NDArray[Any],
+    against: str,
+    tie: float = 0.0,
 ) -> Comparison:
     """Measure one stage's logits against another's.
 
     Args:
         logits: ``(n, n_classes)``, finite.
         other: ``(n, n_classes)``, finite; the stage compared with.
-        spread: Standard deviation of the float64 reference's logits on ordinary images.
+        spread: What errors are shares of: one number, or ``(n,)`` with one for each image.
         against: Name of the other stage.
         tie: As in ``Limits``.
 
@@ -177,11 +183,13 @@ def compare(
             IterationResult({str(i): row for i, row in enumerate(wide_other)}),
         )
     chosen = np.take_along_axis(wide_other, wide.argmax(1)[:, None], 1)[:, 0]
+    furthest = np.abs(wide - wide_other).max(axis=1)
+    scale = np.maximum(spread, np.finfo(np.float64).tiny)
     return Comparison(
         against=against,
         max_abs=float(whole.max_absdiff),
         max_rel=float(whole.max_reldiff),
-        error=float(whole.max_absdiff) / max(spread, np.finfo(np.float64).tiny),
+        error=float(np.max(furthest / scale)),
         min_cosine=min(float(result.cosine_similarity) for result in by_image.values()),
         agreement=float(np.mean(logits.argmax(1) == other.argmax(1))),
         decided_agreement=float(np.mean(wide_other.max(1) - chosen <= tie * spread)),
@@ -194,7 +202,7 @@ def judge(
     logits: NDArray[Any],
     references: Sequence[tuple[str, NDArray[Any]]],
     *,
-    spread: float,
+    spread: float | NDArray[Any],
     limits: Limits,
 ) -> Step:
     """Compare a stage with the reference, and with the stage before it, and pass or fail it.

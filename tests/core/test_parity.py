@@ -57,6 +57,14 @@ def test_an_error_beyond_the_share_of_the_spread_fails_and_says_so() -> None:
     assert "limit 0.1" in step.reason
 
 
+def test_each_image_may_have_a_spread_of_its_own() -> None:
+    reference = make_logits(n=2)
+    other = reference + np.array([[0.2], [5.0]])
+    found = compare(other, reference, spread=np.array([2.0, 100.0]), against="ref")
+    assert found.max_abs == pytest.approx(5)
+    assert found.error == pytest.approx(0.1)
+
+
 def test_a_cosine_below_the_limit_fails_even_when_every_logit_is_close() -> None:
     reference = np.full((4, 5), 1e-3)
     reference[:, 0] = 2e-3

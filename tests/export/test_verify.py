@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from glora_deploy.export.inputs import ParityInputs
 from glora_deploy.export.stages import SkipStage, Stage
 from glora_deploy.export.verify import verify
 from glora_deploy.manifest import Manifest
+from glora_deploy.parity import DEFAULT_LIMITS
 from stored_tasks import make_stored_task
 
 
@@ -58,6 +60,19 @@ def test_steps_stand_in_the_order_of_the_stages_whichever_ran_first(manifest: Ma
         "d": ["merged-fp64", "c"],
     }
     assert [step.n_images for step in report.steps[:3]] == [4, 2, 1]
+
+
+def test_far_inputs_are_judged_by_the_size_of_their_own_logits(manifest: Manifest) -> None:
+    inputs = make_inputs()
+    inputs = replace(inputs, wild=1e4 * inputs.wild, flat=1e-4 * inputs.flat)
+    within = DEFAULT_LIMITS["fp32"].max_error / 10
+    report = verify(manifest, inputs, "fp32", scaled(1), [Stage("a", "fp32", scaled(1 + within))])
+    assert report.passed
+    ordinary, flat, wild = (step.comparisons[0] for step in report.steps)
+    assert wild.max_abs > 100 * ordinary.max_abs
+    assert wild.error < 10 * ordinary.error
+    # Small logits are not blown up: an error there is no more than it is beside ordinary ones.
+    assert flat.error < 1e-3 * ordinary.error
 
 
 def test_a_stage_whose_library_is_missing_is_skipped_with_the_reason(manifest: Manifest) -> None:
