@@ -59,23 +59,27 @@ def merge(
     _require_fit(w0, b0, supports)
     dtype = dtype or w0.dtype
     wide = {name: tensor.to(w0.device, torch.float64) for name, tensor in supports.items()}
-    a, b, c, d, e = (dense(wide, support) for support in ("A", "B", "C", "D", "E"))
     frozen = w0.to(torch.float64).reshape(w0.shape[0], -1)
-    w = frozen.clone()
-    if a is not None:
-        w += frozen * a
-    if b is not None:
+    # In place, and one support at a time: at most three float64 copies of the layer in memory.
+    if (a := dense(wide, "A")) is None:
+        w = frozen.clone()
+    else:
+        w = frozen * a
+        w += frozen
+    del a
+    if (b := dense(wide, "B")) is not None:
         w += b
+    del b
     weight = round_once(w, dtype).reshape(w0.shape)
     if b0 is None:
         return weight, None
     base = b0.to(torch.float64)
     bias = base.clone()
-    if d is not None:
+    if (d := dense(wide, "D")) is not None:
         bias += base * d
-    if e is not None:
+    if (e := dense(wide, "E")) is not None:
         bias += e
-    if c is not None:
+    if (c := dense(wide, "C")) is not None:
         # The frozen weight, not the merged one: C moves the input of the frozen layer.
         bias += (frozen @ c).squeeze(1)
     return weight, round_once(bias, dtype)
