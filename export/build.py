@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
@@ -12,23 +12,15 @@ from typing import get_args
 import numpy as np
 import onnx
 
-from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, write_artifact
+from glora_deploy.artifact import Artifact, write_artifact
 from glora_deploy.errors import StoreError
 from glora_deploy.merged_file import PRECISIONS
 from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Precision, Report
 from glora_deploy.store import ArtifactStore
-from glora_deploy.store_read import BACKBONE_WEIGHTS, EXPORT_RECORD
+from glora_deploy.store_read import BACKBONE_WEIGHTS
 
-from .files import (
-    CONFIG_FILE,
-    DELTA_FOLDER,
-    INT8_FILE,
-    INT8_REPORT_FILE,
-    MODEL_FILE,
-    PLAN_FILE,
-    SIDECAR_FILE,
-    WEIGHTS_FILE,
-)
+from .carry_over import carry_over, drop_stale_plan
+from .files import DELTA_FOLDER, FILES, INT8_FILE, MODEL_FILE, PLAN_FILE, WEIGHTS_FILE
 from .half import to_precision
 from .inputs import ParityInputs, parity_inputs, task_data
 from .memory import trim
@@ -40,7 +32,7 @@ from .skeleton import OPSET, SkeletonCache, SkeletonSpec
 from .stages import ExportStages
 from .stored_backbone import backbone_of
 from .to_merged import write_merged_folder
-from .to_onnx import describe, write_onnx
+from .to_onnx import describe, is_self_contained, write_onnx
 from .to_tensorrt import write_plan
 from .verify import verify
 
@@ -107,13 +99,18 @@ def export(
     inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
     old = store.export_dir(artifact, config.precision)
     with store.replace_export(artifact, config.precision) as folder:
-        builder = _Builder(store, artifact, backbone, config, folder, inputs, on_step)
-        formats = builder.carry_over(old) | {"merged", *config.formats}
+        remade = {*config.formats, *(("onnx",) if config.single_file else ())}
+        kept = carry_over(old, folder, artifact, remade)
+        builder = _Builder(
+            store, artifact, backbone, config, folder, inputs, on_step, kept.overflow
+        )
+        formats = {"merged", *kept.formats, *config.formats}
         if {"int8", "trt"} & formats:  # both are made from the ONNX model beside them
             formats.add("onnx")
-        ordered = tuple(name for name in get_args(Format) if name in formats)
-        builder.build(ordered)
-        done = builder.finish(ordered)
+        builder.build(formats)
+        if "trt" in kept.formats and drop_stale_plan(folder):
+            formats.remove("trt")
+        done = builder.finish(tuple(name for name in get_args(Format) if name in formats))
     return replace(done, folder=old)
 
 
@@ -174,29 +171,7 @@ class _Builder:
     on_step: Callable[[str], None]
     overflow: tuple[str, ...] = ()
 
-    def carry_over(self, old: Path) -> set[Format]:
-        """Copy what a present export of the same delta holds and this one does not make anew."""
-        record = ExportRecord.read(old) if old.is_dir() else None
-        manifest = self.artifact.manifest
-        if record is None or record.adapter_sha256 != manifest.adapter.sha256:
-            return set()
-        remade = {PARITY_FILE, EXPORT_RECORD}
-        if "onnx" in self.config.formats:
-            remade.add(MODEL_FILE)
-        if "int8" in self.config.formats:
-            remade |= {INT8_FILE, INT8_REPORT_FILE}
-        if {"onnx", "trt"} & {*self.config.formats}:  # a plan is of one graph
-            remade |= {PLAN_FILE, SIDECAR_FILE}
-        for name in record.files.keys() - remade:
-            if name.startswith(f"{DELTA_FOLDER}/") and "delta" in self.config.formats:
-                continue
-            record.require_intact(old, name)
-            (self.folder / name).parent.mkdir(exist_ok=True)
-            # A copy, not a link: onnx refuses external data with more than one name.
-            shutil.copyfile(old / name, self.folder / name)
-        return set(record.formats)
-
-    def build(self, formats: Sequence[Format]) -> None:
+    def build(self, formats: Collection[Format]) -> None:
         """Make every file of these formats that was not carried over."""
         if not (self.folder / WEIGHTS_FILE).exists():
             self.on_step("merging")
@@ -226,7 +201,7 @@ class _Builder:
                 self.inputs,
                 self.config.precision,
                 stages.reference,
-                stages.all(self.config.precision, formats),
+                stages.all(self.config.precision, formats, self.overflow),
                 limits=self.config.limits,
                 overflow=self.overflow,
                 on_step=lambda stage: self.on_step(f"comparing {stage}"),
@@ -320,16 +295,11 @@ def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[P
     Raises:
         StoreError: If a file is in the way of the folder.
     """
-    wanted: dict[Format, tuple[str, ...]] = {
-        "merged": (CONFIG_FILE, WEIGHTS_FILE, PARITY_FILE),
-        "delta": (f"{DELTA_FOLDER}/{ADAPTER}", f"{DELTA_FOLDER}/{MANIFEST}"),
-        "onnx": (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE),
-        "int8": (INT8_FILE, INT8_REPORT_FILE),
-        "trt": (PLAN_FILE, SIDECAR_FILE, PARITY_FILE),
-    }
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{out}: --out must be a folder, a file is in the way") from error
-    names = sorted({name for f in formats for name in wanted[f]})
-    return [Path(shutil.copyfile(exported.folder / n, out / Path(n).name)) for n in names]
+    names = {PARITY_FILE, *(file for name in formats for file in FILES[name])}
+    if "onnx" in formats and not is_self_contained(exported.folder / MODEL_FILE):
+        names.add(WEIGHTS_FILE)
+    return [Path(shutil.copyfile(exported.folder / n, out / Path(n).name)) for n in sorted(names)]

@@ -85,12 +85,8 @@ class SkeletonCache:
             ValueError: If ``build`` gives another number of classes than ``spec`` says.
         """
         path = self.folder / f"{spec.key()}.onnx"
-        try:
-            return onnx.load_model(path, load_external_data=False)
-        except FileNotFoundError:
-            pass
-        except DecodeError:
-            log.warning("%s is damaged and is built again", path)
+        if (kept := _read(path)) is not None:
+            return kept
         skeleton = build()
         n_classes = skeleton.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         if n_classes != spec.n_classes:
@@ -98,3 +94,17 @@ class SkeletonCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, skeleton.SerializeToString(), self.folder / "scratch")
         return skeleton
+
+
+def _read(path: Path) -> onnx.ModelProto | None:
+    try:
+        skeleton = onnx.load_model(path, load_external_data=False)
+        # An empty file is a model too, of nothing.
+        if any(entry.key == UNREAD for entry in skeleton.metadata_props):
+            return skeleton
+    except FileNotFoundError:
+        return None
+    except DecodeError:
+        pass
+    log.warning("%s is damaged and is built again", path)
+    return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from glora_deploy.artifact import Artifact, read_artifact
 from glora_deploy.merged_file import write_merged
@@ -59,16 +61,29 @@ class ExportStages:
 
         return self._run(lambda path: write_reference(path, self.artifact, self.backbone))
 
-    def all(self, precision: Precision, formats: Sequence[Format]) -> list[Stage]:
-        """What parity compares, in order from the training graph to the engine."""
+    def all(
+        self, precision: Precision, formats: Collection[Format], overflow: Sequence[str] = ()
+    ) -> list[Stage]:
+        """What parity compares, in order from the training graph to the engine.
+
+        Args:
+            precision: Of the export.
+            formats: What lies in the folder.
+            overflow: Operations that the ONNX model computes in fp32, as half precision cannot.
+        """
         stages = [Stage("supernet-fp32", "fp32", self._supernet)]
         if precision != "fp32":
             stages.append(Stage("merged-fp32", "fp32", lambda: self._merged(self.artifact)))
-        stages.append(Stage(f"merged-{precision}", precision, self._written))
+        if overflow:
+            skip = partial(_skip, f"{overflow[0]} leaves fp16; the ONNX model computes it in fp32")
+            stages.append(Stage(f"merged-{precision}", precision, skip, torch=False))
+        else:
+            stages.append(Stage(f"merged-{precision}", precision, self._written))
         if "delta" in formats and precision != "fp32":
             stages.append(Stage(f"delta-{precision}", precision, self._delta))
         if "onnx" in formats:
-            load = self._onnx_bf16 if precision == "bf16" else self._onnx
+            no_bf16 = partial(_skip, "ONNX Runtime has no bf16 arithmetic on the CPU")
+            load = no_bf16 if precision == "bf16" else self._onnx
             stages.append(Stage(f"onnx-{precision}", precision, load, torch=False))
         if "trt" in formats:
             stages.append(Stage(f"trt-{precision}", precision, self._engine))
@@ -99,12 +114,9 @@ class ExportStages:
     def _onnx(self) -> Logits:
         return OnnxSession(self.folder / MODEL_FILE).logits
 
-    def _onnx_bf16(self) -> Logits:
-        raise SkipStage("ONNX Runtime has no bf16 arithmetic on the CPU")
-
     def _engine(self) -> Logits:
         if find_gpu() is None:
-            raise SkipStage("no GPU here; run the verify command where the plan shall run")
+            _skip("no GPU here; run the verify command where the plan shall run")
         from .engine import Engine
 
         engine = Engine(self.folder)
@@ -120,3 +132,7 @@ class ExportStages:
             return torch_logits(merged_network(self.artifact.manifest, path))
         finally:
             path.unlink(missing_ok=True)
+
+
+def _skip(reason: str) -> NoReturn:
+    raise SkipStage(reason)

@@ -31,7 +31,7 @@ def backbone_of(store: ArtifactStore, manifest: Manifest) -> Path:
         raise StoreError(
             f"{manifest.task}/{manifest.version}: its backbone {recorded.source} "
             f"({recorded.fingerprint[:12]}..) is not in {store.root}. "
-            f"Give it with --backbone {recorded.name} or --checkpoint FILE."
+            f"Give it with {_option(recorded.source)}."
         ) from error
     found = fingerprint(map_tensors(folder / BACKBONE_WEIGHTS))
     if found != recorded.fingerprint:
@@ -67,3 +67,11 @@ def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbon
     require_same_backbone(manifest, backbone)
     tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
     store.put_backbone(backbone.fingerprint, tensors, backbone.config())
+
+
+def _option(source: str) -> str:
+    """The option of the command line that gives a backbone with this source."""
+    kind, _, name = source.partition(":")
+    if kind in ("timm", "packaged"):
+        return f"--backbone {name}"
+    return f"--checkpoint {source if kind == 'random' else name}"

@@ -113,6 +113,11 @@ def write_onnx(
     return path
 
 
+def is_self_contained(path: Path) -> bool:
+    """Whether an ONNX file holds its weights itself; they are not read."""
+    return not _weights(onnx.load_model(path, load_external_data=False))
+
+
 def _weights(model: onnx.ModelProto) -> list[TensorProto]:
     return [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
 

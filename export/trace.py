@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -55,6 +56,7 @@ def build_skeleton(
     graph_model = program.model
     weights = _weights_to_inputs(graph_model.graph, model)
     optimize_ir(graph_model)
+    _make_contiguous(graph_model.graph)
     DeduplicateHashedInitializersPass()(graph_model)
     _inputs_to_weights(graph_model.graph, weights)
     _require_complete(graph_model.graph, model, program)
@@ -117,6 +119,16 @@ def _weights_to_inputs(graph: ir.Graph, model: nn.Module) -> list[ir.Value]:
             graph.inputs.append(value)
             weights.append(value)
     return weights
+
+
+def _make_contiguous(graph: ir.Graph) -> None:
+    """Lay folded constants out row by row: a transposed one cannot be hashed."""
+    for name, value in graph.initializers.items():
+        if value.const_value is None:
+            continue
+        array = value.const_value.numpy()
+        if not array.flags.c_contiguous:
+            value.const_value = ir.tensor(np.ascontiguousarray(array), name=name)
 
 
 def _inputs_to_weights(graph: ir.Graph, weights: list[ir.Value]) -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +19,12 @@ from safetensors.torch import load_file
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import build_empty
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, NonFiniteError, StoreError
-from glora_deploy.export.build import ExportConfig, export, verify_export
+from glora_deploy.export.build import ExportConfig, copy_out, export, verify_export
 from glora_deploy.export.networks import torch_logits
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
+from glora_deploy.fingerprint import fingerprint
 from glora_deploy.parity import DEFAULT_LIMITS, Limits
 from glora_deploy.store import ArtifactStore
 from stored_tasks import LABELS, make_backbone, make_stored_task, merged_state
@@ -27,6 +32,11 @@ from stored_tasks import LABELS, make_backbone, make_stored_task, merged_state
 CONFIGS = {
     "vit": ("vit_tiny_patch16_224", {}),
     "convnext": ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}),
+    # Nothing in these normalises the input: noise at 1e4 has logits as large.
+    "resnet": ("test_resnet", {}),
+    "efficientnet": ("test_efficientnet", {}),
+    # Its graph holds a folded constant that is not laid out row by row.
+    "xcit": ("xcit_nano_12_p16_224", {"depth": 2}),
 }
 
 
@@ -159,6 +169,29 @@ def test_weights_beyond_half_precision_are_refused_and_nothing_is_left(tmp_path:
     assert store.verify() == []
 
 
+def test_what_overflows_in_half_precision_is_kept_in_fp32_and_stays_on_record(
+    tmp_path: Path,
+) -> None:
+    backbone = make_backbone()
+    with torch.no_grad():  # hidden values of about 1e5, which the next layer takes back
+        backbone.tensors["blocks.1.norm2.weight"].mul_(500)
+        backbone.tensors["blocks.1.mlp.fc1.weight"].mul_(400)
+        backbone.tensors["blocks.1.mlp.fc2.weight"].div_(400)
+    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
+    backbone = replace(backbone, fingerprint=fingerprint(tensors))
+    store, artifact = make_stored_task(tmp_path, backbone=backbone, kinds=["linear"])
+    done = export(store, artifact, ExportConfig(formats=("onnx",), precision="fp16", n_images=4))
+    assert done.report.passed
+    assert any("blocks.1.mlp" in kept for kept in done.report.overflow)
+    steps = {step.stage: step for step in done.report.steps}
+    assert steps["onnx-fp16"].outcome == "pass"
+    assert steps["merged-fp16"].outcome == "skipped"
+    assert "leaves fp16; the ONNX model computes it in fp32" in steps["merged-fp16"].reason
+    again = export(store, artifact, ExportConfig(formats=("delta",), precision="fp16", n_images=1))
+    assert again.report.overflow == done.report.overflow
+    assert again.report.passed
+
+
 def test_an_altered_file_of_the_present_export_is_named_and_stays(tmp_path: Path) -> None:
     store, artifact = make_stored_task(tmp_path)
     done = export(store, artifact, ExportConfig(n_images=1))
@@ -168,6 +201,27 @@ def test_an_altered_file_of_the_present_export_is_named_and_stays(tmp_path: Path
     weights.write_bytes(data)
     with pytest.raises(ArtifactError, match=r"model\.safetensors: sha256 is .* on disk"):
         verify_export(store, artifact, ExportConfig(n_images=1))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "export.json"])
+def test_a_damaged_export_is_made_again(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    config = ExportConfig(formats=("delta", "onnx"), n_images=1)
+    before = export(store, artifact, config)
+    path = before.folder / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ArtifactError, match=name):
+        verify_export(store, artifact, ExportConfig(n_images=1))
+    with caplog.at_level(logging.WARNING):
+        export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))
+    assert ("is not kept" in caplog.text) == (name == "model.safetensors")
+    assert ("Nothing of it is kept" in caplog.text) == (name == "export.json")
+    after = verify_export(store, artifact, ExportConfig(n_images=1))
+    assert after.passed
+    assert (before.folder / "delta" / "adapter.safetensors").exists() == (name != "export.json")
+    assert store.verify() == []
 
 
 def test_verify_measures_again_and_replaces_only_the_report(tmp_path: Path) -> None:
@@ -200,7 +254,7 @@ def test_a_backbone_missing_from_the_store_can_be_given_by_hand(tmp_path: Path) 
     for path in (tmp_path / ".backbones").rglob("*.*"):
         path.unlink()
     (tmp_path / ".backbones" / artifact.manifest.backbone.fingerprint).rmdir()
-    with pytest.raises(StoreError, match=r"Give it with --backbone vit_tiny_patch16_224"):
+    with pytest.raises(StoreError, match=r"Give it with --checkpoint random:0\."):
         export(store, artifact, ExportConfig(n_images=1))
     provide_backbone(store, artifact.manifest, make_backbone())
     assert export(store, artifact, ExportConfig(n_images=1)).report.passed
@@ -235,3 +289,37 @@ export(store, store.get("birds"), config, on_step=lambda s: print("torch" in sys
     without = [step for torch, step in steps if torch == "False"]
     assert without[-2:] == ["comparing onnx-fp16", "comparing supernet-fp32"]
     assert "writing the ONNX model" in without
+
+
+@pytest.mark.parametrize(
+    ("source", "option"),
+    [
+        ("timm:vit_small_patch16_224.dino", "--backbone vit_small_patch16_224.dino"),
+        ("packaged:demo-vit", "--backbone demo-vit"),
+        ("file:mine.npz", "--checkpoint mine.npz"),
+    ],
+)
+def test_a_missing_backbone_is_asked_for_as_it_was_given(
+    tmp_path: Path, source: str, option: str
+) -> None:
+    backbone = replace(make_backbone(), source=source)
+    store, artifact = make_stored_task(tmp_path, backbone=backbone)
+    shutil.rmtree(backbone_of(store, artifact.manifest))
+    with pytest.raises(StoreError, match=rf"Give it with {re.escape(option)}\.$"):
+        backbone_of(store, artifact.manifest)
+
+
+def test_a_file_that_holds_its_weights_is_copied_out_alone(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path / "store")
+    formats = ("onnx",)
+    done = export(store, artifact, ExportConfig(formats=formats, n_images=1))
+    found = copy_out(done, tmp_path / "two", formats)
+    assert [path.name for path in found] == ["model.onnx", "model.safetensors", "parity.json"]
+    done = export(store, artifact, ExportConfig(formats=formats, single_file=True, n_images=1))
+    found = copy_out(done, tmp_path / "one", formats)
+    assert [path.name for path in found] == ["model.onnx", "parity.json"]
+    images = images_like(artifact)
+    np.testing.assert_array_equal(
+        OnnxSession(tmp_path / "one" / "model.onnx").logits(images),
+        OnnxSession(tmp_path / "two" / "model.onnx").logits(images),
+    )

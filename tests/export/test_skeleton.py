@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from glora_deploy.export.skeleton import SkeletonCache, SkeletonSpec
+from glora_deploy.export.skeleton import UNREAD, SkeletonCache, SkeletonSpec
 
 N_CLASSES = 5
 
@@ -34,7 +34,9 @@ class Builder:
             for name in ("image", "logits")
         ]
         node = onnx.helper.make_node("Identity", ["image"], ["logits"])
-        return onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]))
+        model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]))
+        onnx.helper.set_model_props(model, {UNREAD: "[]"})
+        return model
 
 
 def test_the_second_task_reads_the_skeleton_of_the_first(tmp_path: Path) -> None:
@@ -72,13 +74,14 @@ def test_another_library_version_means_another_key(monkeypatch: pytest.MonkeyPat
     assert make_spec().key() != before
 
 
+@pytest.mark.parametrize("length", [0, -1], ids=["empty", "cut"])
 def test_a_damaged_skeleton_is_built_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, build = SkeletonCache(tmp_path), Builder()
     first = cache.get(make_spec(), build)
     path = tmp_path / f"{make_spec().key()}.onnx"
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:length])
     with caplog.at_level(logging.WARNING):
         assert cache.get(make_spec(), build) == first
     assert f"{path} is damaged" in caplog.text
