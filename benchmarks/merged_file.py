@@ -21,6 +21,7 @@ import tempfile
 from statistics import median
 
 PREPARE = """
+# A store with one task, "bench": random supports on every linear layer of a random ViT.
 import numpy as np, sys, torch
 sys.path.insert(0, "tests")
 from pathlib import Path
@@ -32,7 +33,7 @@ from glora_deploy.records import *
 from glora_deploy.store import ArtifactStore
 from dataclasses import asdict
 root = Path(sys.argv[1])
-backbone = make_backbone("vit_base_patch16_224", input_size=224)
+backbone = make_backbone(sys.argv[2], input_size=224)
 layers = find_layers(backbone.build(10), exclude=backbone.classifier)
 paths = LayerPaths.parse("A=lora:4 B=lora:4 C=lora:4 D=vector E=vector")
 draft = ManifestDraft(
@@ -47,7 +48,8 @@ draft = ManifestDraft(
         epochs=None, seconds=None, device=None, versions={}, val_accuracy=None,
         test_accuracy=None, settings={}))
 rng = np.random.default_rng(0)
-shapes = {**draft.support_shapes(), "head.weight": (10, 768), "head.bias": (10,)}
+width = backbone.build(10).head.in_features
+shapes = {**draft.support_shapes(), "head.weight": (10, width), "head.bias": (10,)}
 tensors = {n: 0.01 * rng.standard_normal(s, dtype=np.float32) for n, s in shapes.items()}
 store = ArtifactStore.create(root)
 store.put_backbone(backbone.fingerprint, {n: t.numpy() for n, t in backbone.tensors.items()},
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, taking turns")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as root:
-        run(PREPARE, root)
+        run(PREPARE, root, "vit_base_patch16_224")
         ways = {
             "this project, fp32": (OURS + REPORT, "fp32"),
             "this project, fp16": (OURS + REPORT, "fp16"),

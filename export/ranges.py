@@ -70,7 +70,7 @@ def _largest_magnitudes(
     model: onnx.ModelProto, folder: Path, images: NDArray[np.float32]
 ) -> Mapping[str, float]:
     names = _float_values(model.graph)
-    session = OnnxSession(_with_magnitudes(model, names), folder=folder)
+    session = OnnxSession(_with_magnitudes(model, names), folder=folder, lean=True)
     largest = dict.fromkeys(names, 0.0)
     for start in range(0, len(images), _BATCH):
         outputs = session.all_outputs(images[start : start + _BATCH])

@@ -112,7 +112,7 @@ class ExportStages:
         return torch_logits(merged_network(self.artifact.manifest, self.folder / WEIGHTS_FILE))
 
     def _onnx(self) -> Logits:
-        return OnnxSession(self.folder / MODEL_FILE).logits
+        return OnnxSession(self.folder / MODEL_FILE, lean=True).logits
 
     def _engine(self) -> Logits:
         if find_gpu() is None:
