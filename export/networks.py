@@ -179,7 +179,11 @@ def _release_after_use(model: nn.Module, tensors: TensorMap) -> None:
             tensors.release(name)
 
     for prefix, module in model.named_modules():
-        own = [*module._parameters, *module._buffers]
-        names = [name for key in own if (name := f"{prefix}.{key}".lstrip(".")) in tensors]
+        names = [
+            name
+            for own in (module.named_parameters, module.named_buffers)
+            for name, _ in own(prefix, recurse=False)
+            if name in tensors
+        ]
         if names:
             module.register_forward_hook(partial(release, names))
