@@ -21,7 +21,7 @@ from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import require_slug
 
 from .files import CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE
-from .hub_client import DELAYS_S, HubClient
+from .hub_client import DELAYS_S, HubClient, fetch_file
 from .model_card import is_ours, model_card
 from .record import ExportRecord
 from .stored_backbone import provide_backbone, require_same_backbone
@@ -129,7 +129,8 @@ def pull(
     """Bring a pushed delta into the store as a new version of its task, and make it current.
 
     Only the delta is fetched; its backbone comes from the store, this package, timm, or a local
-    file. ``on_step`` is told the commit. With ``HF_HUB_OFFLINE`` the local cache has to have it.
+    file. ``on_step`` is told the commit. The Hub is asked which one a branch stands for; the local
+    cache alone serves a full commit id, and while ``HF_HUB_OFFLINE`` is set.
 
     Args:
         store: Gets the delta and, if it lacks it, the backbone. Its folder is made if it is
@@ -255,10 +256,9 @@ def _fetch_delta(client: HubClient, revision: str | None) -> Path:
     manifest, adapter = f"{HUB_FOLDER}/{MANIFEST}", f"{HUB_FOLDER}/{ADAPTER}"
 
     def fetch(api: HfApi) -> Path:
-        folder = Path(api.hf_hub_download(client.repo, manifest, revision=revision)).parent
-        # The cache names a folder after the commit: a push in between cannot mix two deltas.
-        api.hf_hub_download(client.repo, adapter, revision=folder.parent.name)
-        return folder
+        commit = fetch_file(api, client.repo, manifest, revision).name
+        # Both of one commit: a push in between cannot mix two deltas.
+        return fetch_file(api, client.repo, adapter, commit) / HUB_FOLDER
 
     try:
         return client.call(fetch)

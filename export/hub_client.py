@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
@@ -33,6 +34,7 @@ LOG_IN = "Log in with 'hf auth login', or set HF_TOKEN"
 
 _PASSING = frozenset({408, 412, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that another attempt may not meet; 412: someone else committed in between."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Requests that never got an answer raise the HTTP library's own errors. Which library that is
 # differs between releases of huggingface_hub, but its error is always the first base here.
 _NO_ANSWER: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -114,6 +116,34 @@ class HubClient:
                 return f"the Hub did not answer ({_reason(error)}). Try again later."
             case _:
                 return f"the Hub refused: {_one_line(error)}"
+
+
+def fetch_file(api: HfApi, repo: str, name: str, revision: str | None) -> Path:
+    """Bring one file into the local cache, of the commit that a revision stands for now.
+
+    The client alone answers from its cache, so with any older commit, if the Hub cannot be reached
+    or refuses the token. Here the cache is enough only for a full commit id, or while
+    ``HF_HUB_OFFLINE`` is set. To be run by :meth:`HubClient.call`.
+
+    Args:
+        api: The client.
+        repo: ``user/name``.
+        name: Path of the file in the repository, ``/`` between parts.
+        revision: Branch, tag or commit; the default branch if None.
+
+    Returns:
+        The folder of the whole commit in the cache; it has the name of the commit.
+    """
+
+    def fetch(at: str | None) -> Path:
+        return Path(api.hf_hub_download(repo, name, revision=at)).parents[name.count("/")]
+
+    if constants.HF_HUB_OFFLINE or (revision and _COMMIT.fullmatch(revision)):
+        return fetch(revision)
+    commit = api.model_info(repo, revision=revision).sha
+    # Asked for by the revision's name, so that the cache knows offline what it stood for.
+    folder = fetch(revision)
+    return folder if folder.name == commit else fetch(commit)
 
 
 def require_model_repo(repo: str) -> None:

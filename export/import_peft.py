@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -36,7 +37,7 @@ from glora_deploy.errors import ArtifactError, BackboneMismatchError, StoreError
 from glora_deploy.records import first_problem
 from glora_deploy.tensor_file import map_tensors
 
-from .hub_client import HubClient
+from .hub_client import HubClient, fetch_file
 from .imported import Array, Imported, Part, Place, Target, assemble, read_head
 from .transformers_names import timm_place
 
@@ -189,16 +190,17 @@ def _folder(
     on_step(f"fetching {source}")
 
     def fetch(api: HfApi) -> Path:
-        folder = Path(api.hf_hub_download(source, CONFIG, revision=revision)).parent
-        names = api.list_repo_files(source, revision=folder.name)
-        # A pickled adapter is not fetched: that it is there is all the caller needs to know.
-        if WEIGHTS in names or PICKLE not in names:
-            api.hf_hub_download(source, WEIGHTS, revision=folder.name)
-            return folder
-        raise ArtifactError(
-            f"{source}: must hold {WEIGHTS}, got {PICKLE}: a pickle can run code when it is read. "
-            "Save the adapter again with safe_serialization=True."
-        )
+        commit = fetch_file(api, source, CONFIG, revision).name
+        try:
+            return fetch_file(api, source, WEIGHTS, commit)
+        except EntryNotFoundError as error:
+            # A pickle is not fetched: that it is there is all the caller needs to know.
+            if PICKLE not in api.list_repo_files(source, revision=commit):
+                raise
+            raise ArtifactError(
+                f"{source}: must hold {WEIGHTS}, got {PICKLE}: a pickle can run code when it is "
+                "read. Save the adapter again with safe_serialization=True."
+            ) from error
 
     return client.call(fetch)
 

@@ -41,6 +41,8 @@ from stored_tasks import make_backbone, make_stored_task
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 REPO = "ann/pets"
+NOBODY = "http://127.0.0.1:9"
+"""An address at which nothing listens."""
 DELTA = {"glora/manifest.json", "glora/adapter.safetensors"}
 MERGED = {"config.json", "model.safetensors", "parity.json", "README.md"} | DELTA
 
@@ -550,6 +552,47 @@ def test_offline_only_the_cache_is_used(
         task.pull(tmp_path / "c", on_step=said.append)
     assert task.hub.requests == before
     assert not any("trying again" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"endpoint": NOBODY}, r"the Hub did not answer \("),
+        ({"token": "hf_wrong"}, "needs a valid token, got one that the Hub refuses"),
+    ],
+    ids=["nobody answers", "token"],
+)
+def test_the_cache_does_not_stand_in_for_the_hub(
+    task: Pushed, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    task.push()
+    task.pull(tmp_path / "a")
+    with pytest.raises(HubError, match=f"^{REPO}: {message}"):
+        task.pull(tmp_path / "b", **changes)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_commit_that_the_cache_has_needs_no_hub(task: Pushed, tmp_path: Path) -> None:
+    task.push()
+    task.pull(tmp_path / "a")
+    commit = task.hub.repos[REPO].branches["main"]
+    assert task.pull(tmp_path / "b", revision=commit, endpoint=NOBODY).version == "v1"
+
+
+@pytest.mark.parametrize("fault", [401, 503])
+def test_a_file_that_the_hub_fails_to_serve_does_not_come_from_an_older_commit(
+    task: Pushed, tmp_path: Path, fault: int
+) -> None:
+    task.push()
+    task.pull(tmp_path / "a")
+    older = task.hub.repos[REPO].branches["main"]
+    task.hub.repos[REPO].commit("main", {**task.files, "notes.txt": b"new"})
+    task.hub.faults = [("^HEAD .*manifest", fault)]
+    said: list[str] = []
+    task.pull(tmp_path / "b", on_step=said.append)
+    assert task.hub.faults == []
+    assert f"{REPO} is at commit {task.hub.repos[REPO].branches['main']}" in said
+    assert older not in "".join(said)
 
 
 # The backbone of a pulled delta

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.glora import GloraConfig
 from safetensors.torch import load_file, save_file
@@ -438,12 +440,26 @@ def test_an_adapter_on_the_hub_is_the_one_in_a_folder(
         assert np.array_equal(found.tensors[name], tensor)
 
 
+def test_offline_an_adapter_comes_from_the_cache(
+    backbone: Backbone, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_adapter(tmp_path, FITTING)
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    hub.add("ann/lora", {name: (folder / name).read_bytes() for name in names})
+    import_peft("ann/lora", backbone, endpoint=hub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    before = list(hub.requests)
+    assert import_peft("ann/lora", backbone, endpoint=hub.endpoint).tensors
+    assert hub.requests == before
+
+
 def test_a_pickle_on_the_hub_is_not_even_fetched(backbone: Backbone, hub: HubServer) -> None:
     files = {"adapter_config.json": b"{}", "adapter_model.bin": b"cos\nsystem\n"}
     hub.add("ann/lora", files)
     with pytest.raises(ArtifactError, match="a pickle can run code when it is read"):
         import_peft("ann/lora", backbone, endpoint=hub.endpoint)
-    assert not [request for request in hub.requests if "adapter_model" in request]
+    assert not [request for request in hub.requests if "adapter_model.bin" in request]
 
 
 def test_a_repository_without_an_adapter_is_refused(backbone: Backbone, hub: HubServer) -> None:
