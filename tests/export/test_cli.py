@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
-from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
-from hub_server import WRITE, HubServer, local_hub
-from stored_tasks import LABELS, make_backbone, make_stored_task
+from stored_tasks import make_stored_task
 
 
 def run(*arguments: str | Path) -> Result:
@@ -197,83 +193,6 @@ def test_quantising_is_measured_and_refused_past_its_bound(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert "times as fast at batch 8" in result.output
     assert (artifact.path / "exports/fp32/model.int8.onnx").is_file()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A local Hub in the place of the public one."""
-    with local_hub(monkeypatch, tmp_path) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield server
-
-
-# The Hub's client uploads with a progress bar in a way that its HTTP library is giving up.
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-def test_a_pushed_task_is_pulled_into_another_store(tmp_path: Path, hub: HubServer) -> None:
-    _, artifact = make_stored_task(tmp_path / "ours")
-    pushed = run(
-        "--task", "pets", "--store", tmp_path / "ours", "--images", 1,
-        "--push", "ann/pets", "--token", WRITE, "--license", "mit",
-    )  # fmt: skip
-    assert pushed.exit_code == 0, pushed.output
-    assert f"{hub.endpoint}/ann/pets" in pushed.output
-    # An untrained backbone has no source to come from again.
-    make_stored_task(tmp_path / "theirs", "cats")
-    pulled = run("pull", "ann/pets", "--store", tmp_path / "theirs", "--token", WRITE)
-    assert pulled.exit_code == 0, pulled.output
-    theirs = tmp_path / "theirs/pets/v1/adapter.safetensors"
-    assert theirs.read_bytes() == (artifact.path / "adapter.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("repo", "token", "message"),
-    [
-        ("ann/dogs", WRITE, "ann/dogs: must be a model repository that your token can see"),
-        ("ann/dogs", "hf_wrong", "ann/dogs: needs a valid token, got one that the Hub refuses"),
-        ("dogs", WRITE, "'dogs': must be USER/NAME, got no user"),
-    ],
-    ids=["repository", "token", "name"],
-)
-@pytest.mark.usefixtures("hub")
-def test_a_failed_pull_is_one_line_and_leaves_nothing(
-    repo: str, token: str, message: str, tmp_path: Path
-) -> None:
-    result = run("pull", repo, "--store", tmp_path / "new" / "store", "--token", token)
-    assert result.exit_code == 1, result.output
-    errors = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_peft_adapter_becomes_a_task(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft", reason="no peft installed")
-    model = make_backbone().build(len(LABELS))
-    config = peft.LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
-    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
-    names = tmp_path / "labels.txt"
-    names.write_text("\n".join(LABELS))
-    weights = tmp_path / "backbone.safetensors"
-    save_file(dict(make_backbone().tensors), weights)
-    result = run(
-        "import", tmp_path / "adapter", "--task", "pets", "--store", tmp_path / "store",
-        "--backbone", "vit_tiny_patch16_224", "--checkpoint", weights, "--labels", names,
-    )  # fmt: skip
-    # The command knows timm's own sizes only; this backbone is narrower.
-    assert result.exit_code == 1
-    assert "backbone.safetensors: weights do not fit" in result.stderr
-    assert not (tmp_path / "store").exists()
-
-
-def test_an_import_under_a_name_that_is_no_slug_is_refused_before_anything_is_read(
-    tmp_path: Path,
-) -> None:
-    result = run("import", tmp_path / "no", "--task", "../pets", "--store", tmp_path / "store")
-    assert result.exit_code == 1
-    assert "task must be 1 to 64 of" in result.stderr
-    assert not (tmp_path / "store").exists()
 
 
 def test_one_self_contained_model_is_built_into_a_plan_too(tmp_path: Path) -> None:
