@@ -88,20 +88,27 @@ def import_adapter(
         require_slug("task", task)
         from glora_deploy.backbone import load_backbone
 
-        from .import_glora import import_glora
-        from .import_peft import import_peft
+        from .import_glora import Checkpoint, import_glora, read_checkpoint
+        from .import_peft import Adapter, import_peft, read_adapter
         from .imported import store_import
 
-        names = labels.read_text("utf-8").splitlines() if labels else None
         with steps(task, quiet) as on_step:
+            # Fetching a backbone takes long: what can be wrong without one is found before.
+            on_step("reading the adapter")
+            found: Checkpoint | Adapter
+            if subnet is not None:
+                found = read_checkpoint(Path(source), subnet)
+            else:
+                found = read_adapter(
+                    source, head=head, revision=revision, token=token, on_step=on_step
+                )
+            names = labels.read_text("utf-8").splitlines() if labels else None
             on_step("loading the backbone")
             loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=input_size)
-            if subnet is not None:
-                imported = import_glora(Path(source), loaded, subnet)
+            if isinstance(found, Checkpoint):
+                imported = import_glora(found, loaded)
             else:
-                imported = import_peft(
-                    source, loaded, head=head, revision=revision, token=token, on_step=on_step
-                )
+                imported = import_peft(found, loaded)
             artifact = store_import(
                 ArtifactStore.create(store), loaded, imported, task=task, labels=names
             )

@@ -18,6 +18,7 @@ import pickle
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,56 @@ _NAMES = ("Ad", "Au", "Bd", "Bu", "Cd", "Cu", "D", "E")
 _TORCH_FILE = (b"PK", b"\x80\x02")
 
 
-def import_glora(path: Path, backbone: Backbone, subnet: Path) -> Imported:
-    """Read one subnet of an authors' checkpoint.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An authors' ``.pt``, fitted to no backbone yet."""
+
+    path: Path
+    tensors: Mapping[str, NDArray[Any]]
+    subnet: Path
+    """File that says which subnet to take."""
+
+
+def read_checkpoint(path: Path, subnet: Path) -> Checkpoint:
+    """Read an authors' ``.pt``, without running code.
 
     Args:
-        path: Their ``.pt``; read without running code.
-        backbone: The network it was trained on; theirs is timm's
-            ``vit_base_patch16_224.orig_in21k``.
-        subnet: File that says which subnet, see above.
+        path: The file.
+        subnet: File that says which subnet to take, see above.
 
     Raises:
         StoreError: If a file is missing.
-        ArtifactError: If a file is damaged or holds something else, LyCORIS' GLoRA among it.
+        ArtifactError: If the first is damaged or holds something else, LyCORIS' GLoRA among it.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path}: must be a file, none is here. Give the authors' .pt file.")
+    if path.suffix == ".safetensors":
+        _refuse_lycoris(_safetensors_names(path), path)
+        raise ArtifactError(f"{path}: must be a .pt of the authors' release, got safetensors")
+    content = _load(path)
+    tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    if not tensors or len(tensors) < len(content) or not all(isinstance(n, str) for n in content):
+        raise ArtifactError(f"{path}: must map names to tensors. Give the authors' .pt file.")
+    _refuse_lycoris(tensors, path)
+    if not subnet.is_file():
+        raise StoreError(f"{subnet}: must be a file, none is here. Give the chosen subnet.")
+    arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    return Checkpoint(path, arrays, subnet)
+
+
+def import_glora(checkpoint: Checkpoint, backbone: Backbone) -> Imported:
+    """Take one subnet out of an authors' checkpoint.
+
+    Args:
+        checkpoint: As from :func:`read_checkpoint`.
+        backbone: The network it was trained on; theirs is timm's
+            ``vit_base_patch16_224.orig_in21k``.
+
+    Raises:
+        ArtifactError: If a tensor is of no support, or the subnet's file holds something else.
         BackboneMismatchError: If layers, shapes or classifier differ from the backbone's.
     """
-    tensors = _read_checkpoint(path)
+    path, tensors = checkpoint.path, checkpoint.tensors
     heads = tuple(f"{name}." for name in backbone.classifier)
     classifier = {name: value for name, value in tensors.items() if name.startswith(heads)}
     layers: dict[str, dict[str, Array]] = defaultdict(dict)
@@ -80,27 +116,13 @@ def import_glora(path: Path, backbone: Backbone, subnet: Path) -> Imported:
     target = Target(backbone, len(classifier[weight]))
     _require_layers(target, layers, path)
     order = [name for name in target.shapes if name in layers]
-    chosen = _read_subnet(subnet, order)
+    chosen = _read_subnet(checkpoint.subnet, order)
     parts = {
         Place(layer): Part(_slices(layers[layer], paths, target.shapes[layer], f"{path}: {layer}"))
         for layer, paths in chosen.items()
     }
     origin: dict[str, JsonValue] = {"imported_from": f"GLoRA release: {path.name}"}
     return assemble(target, parts, classifier, where=str(path), origin=origin)
-
-
-def _read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        raise StoreError(f"{path}: must be a file, none is here. Give the authors' .pt file.")
-    if path.suffix == ".safetensors":
-        _refuse_lycoris(_safetensors_names(path), path)
-        raise ArtifactError(f"{path}: must be a .pt of the authors' release, got safetensors")
-    content = _load(path)
-    tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
-    if not tensors or len(tensors) < len(content) or not all(isinstance(n, str) for n in content):
-        raise ArtifactError(f"{path}: must map names to tensors. Give the authors' .pt file.")
-    _refuse_lycoris(tensors, path)
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
 def _load(path: Path) -> dict[Any, Any]:
@@ -201,8 +223,6 @@ def _slices(
 
 def _read_subnet(path: Path, layers: Sequence[str]) -> Subnet:
     """The subnet in a file, over these layers in module order."""
-    if not path.is_file():
-        raise StoreError(f"{path}: must be a file, none is here. Give the chosen subnet.")
     data = path.read_bytes()
     if data.startswith(_TORCH_FILE):
         return _from_search(_load(path), layers, path)

@@ -22,7 +22,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from glora_deploy.backbone import Backbone
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, StoreError
 from glora_deploy.records import first_problem
-from glora_deploy.tensor_file import map_tensors
+from glora_deploy.tensor_file import map_tensors, read_layout
 
 from .hub_client import HubClient, fetch_file
 from .imported import Array, Imported, Part, Place, Target, assemble, read_head
@@ -111,46 +112,74 @@ class _Config(BaseModel):
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
 
-def import_peft(
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter as it lies in its files, of a method that can be imported, fitted to nothing."""
+
+    where: str
+    """Named in errors."""
+    config: _Config
+    tensors: Mapping[str, NDArray[Any]]
+    """Under the names that the network has for its modules."""
+    head: Path | None
+    """safetensors file with what they lack of the classifier."""
+
+
+def read_adapter(
     source: Path | str,
-    backbone: Backbone,
     *,
     head: Path | None = None,
     revision: str | None = None,
     token: str | None = None,
     endpoint: str | None = None,
+    delays_s: Sequence[float] = (1.0,),
     on_step: Callable[[str], None] = lambda _: None,
-) -> Imported:
-    """Read a PEFT adapter for a timm network, or for a transformers ViT, DeiT or DINOv2.
+) -> Adapter:
+    """Find a PEFT adapter, and all that is wrong with it before its backbone is known.
 
     Args:
         source: Folder with adapter_config.json and adapter_model.safetensors, or ``user/name`` on
             the Hub.
-        backbone: The network it was trained on, under timm's names.
         head: safetensors file with what the adapter lacks of the classifier.
         revision: Branch, tag or commit on the Hub.
         token: Access token for the Hub.
         endpoint: Address of the Hub.
+        delays_s: Seconds to wait before each further attempt; downloads have patience of their own.
         on_step: Told what happens next.
 
     Raises:
         StoreError: If there is no such folder and it is no name on the Hub either.
         HubError: If the Hub does not have it or cannot be reached.
         ArtifactError: If a file is missing, damaged or pickled, or the method is not one of these.
-        BackboneMismatchError: If a module maps to no layer, or a tensor does not fit it.
     """
-    folder = _folder(source, revision, token, endpoint, on_step)
-    where = str(source)
+    folder = _folder(source, revision, token, endpoint, delays_s, on_step)
     config = _read_config(folder / CONFIG)
     if (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file():
         raise ArtifactError(
             f"{folder / PICKLE}: must be {WEIGHTS}: a pickle can run code when it is read. Save "
             "the adapter again with safe_serialization=True."
         )
-    found = _plain_names(map_tensors(folder / WEIGHTS))
-    classifier, rest = _split_classifier(found, backbone)
+    tensors = _plain_names(map_tensors(folder / WEIGHTS))
     if head is not None:
-        classifier = {**read_head(head, backbone), **classifier}
+        read_layout(head)
+    return Adapter(str(source), config, tensors, head)
+
+
+def import_peft(adapter: Adapter, backbone: Backbone) -> Imported:
+    """Fit an adapter to a timm network; it may be for a transformers ViT, DeiT or DINOv2.
+
+    Args:
+        adapter: As from :func:`read_adapter`.
+        backbone: The network it was trained on, under timm's names.
+
+    Raises:
+        ArtifactError: If a tensor is of no support.
+        BackboneMismatchError: If a module maps to no layer, or a tensor does not fit it.
+    """
+    where, config = adapter.where, adapter.config
+    classifier, rest = _split_classifier(adapter.tensors, backbone)
+    if adapter.head is not None:
+        classifier = {**read_head(adapter.head, backbone), **classifier}
     weight = f"{backbone.classifier[0]}.weight"
     if weight not in classifier:
         raise BackboneMismatchError(
@@ -180,13 +209,14 @@ def _folder(
     revision: str | None,
     token: str | None,
     endpoint: str | None,
+    delays_s: Sequence[float],
     on_step: Callable[[str], None],
 ) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists() or isinstance(source, Path) or source.count("/") != 1:
         raise StoreError(f"{source}: must be a folder, or USER/NAME on the Hub, it is neither")
-    client = HubClient(source, token=token, endpoint=endpoint, on_step=on_step)
+    client = HubClient(source, token=token, endpoint=endpoint, delays_s=delays_s, on_step=on_step)
     on_step(f"fetching {source}")
 
     def fetch(api: HfApi) -> Path:

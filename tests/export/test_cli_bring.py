@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
@@ -94,3 +95,43 @@ def test_an_import_under_a_name_that_is_no_slug_is_refused_before_anything_is_re
     assert result.exit_code == 1
     assert "task must be 1 to 64 of" in result.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("nowhere", [], "nowhere: must be a folder, or USER/NAME on the Hub, it is neither"),
+        ("empty", [], "adapter_config.json: must be a file, none is here"),
+        ("loha", [], "peft_type must be LORA or GLORA, got LOHA"),
+        ("cut", [], "adapter_model.safetensors: not a readable safetensors file"),
+        ("lora", ["--head", "gone.safetensors"], "gone.safetensors: not a readable safetensors"),
+        ("lora", ["--labels", "gone.txt"], "gone.txt: No such file"),
+        ("gone.pt", ["--subnet", "subnet.txt"], "gone.pt: must be a file, none is here"),
+        ("theirs.pt", ["--subnet", "gone.txt"], "gone.txt: must be a file, none is here"),
+    ],
+)
+def test_what_is_wrong_with_a_source_is_found_before_a_backbone_is_fetched(
+    tmp_path: Path, hub: HubServer, source: str, options: list[str], message: str
+) -> None:
+    for folder in ("empty", "loha", "cut", "lora"):
+        (tmp_path / folder).mkdir()
+        if folder != "empty":
+            config = tmp_path / folder / "adapter_config.json"
+            config.write_text(f'{{"peft_type": "{"LOHA" if folder == "loha" else "LORA"}"}}')
+    save_file({"head.weight": torch.zeros(3, 768)}, tmp_path / "lora/adapter_model.safetensors")
+    (tmp_path / "cut/adapter_model.safetensors").write_bytes(b"\x10")
+    torch.save({"head.weight": torch.zeros(3, 768)}, tmp_path / "theirs.pt")
+    files = [option if option.startswith("--") else tmp_path / option for option in options]
+    result = run("import", tmp_path / source, "--task", "pets", "--store", tmp_path / "s", *files)
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert hub.requests == []
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_hub_that_does_not_answer_is_asked_twice(tmp_path: Path, hub: HubServer) -> None:
+    hub.faults = [("typo/dir", "drop")] * 99
+    result = run("import", "typo/dir", "--task", "pets", "--store", tmp_path / "store")
+    assert result.exit_code == 1, result.output
+    assert "typo/dir: the Hub did not answer (" in result.stderr
+    assert sum("typo/dir" in request for request in hub.requests) == 2

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from glora_deploy.backbone import Backbone
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, StoreError
-from glora_deploy.export.import_glora import import_glora
+from glora_deploy.export.import_glora import import_glora, read_checkpoint
 from glora_deploy.export.imported import Imported, store_import
 from glora_deploy.store import ArtifactStore
 from stored_tasks import make_backbone, merged_state
@@ -78,7 +78,7 @@ def imported_from(
     folder: Path, backbone: Backbone, checkpoint: dict[str, Any], choices: object
 ) -> Imported:
     path, subnet = saved(folder, checkpoint, choices)
-    return import_glora(path, backbone, subnet)
+    return import_glora(read_checkpoint(path, subnet), backbone)
 
 
 def reference(
@@ -135,7 +135,7 @@ def test_an_imported_subnet_computes_the_authors_formula(
 def test_a_subnet_is_the_same_in_all_three_forms(backbone: Backbone, tmp_path: Path) -> None:
     choices = make_choices()
     checkpoint, as_list = saved(tmp_path, make_checkpoint(backbone), choices)
-    expected = import_glora(checkpoint, backbone, as_list)
+    expected = import_glora(read_checkpoint(checkpoint, as_list), backbone)
     lines = [
         f"{layer}: "
         + " ".join(
@@ -156,7 +156,7 @@ def test_a_subnet_is_the_same_in_all_three_forms(backbone: Backbone, tmp_path: P
     }
     torch.save(state, as_search)
     for form in (as_text, as_search):
-        found = import_glora(checkpoint, backbone, form)
+        found = import_glora(read_checkpoint(checkpoint, form), backbone)
         assert found.layers == expected.layers
         assert found.tensors.keys() == expected.tensors.keys()
         for name, tensor in expected.tensors.items():
@@ -206,7 +206,7 @@ def test_lycoris_is_refused_with_the_reason(
     path = tmp_path / f"lycoris{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
     with pytest.raises(ArtifactError, match=r"a1\.weight is LyCORIS' GLoRA, another formula: it"):
-        import_glora(path, backbone, tmp_path / "subnet")
+        import_glora(read_checkpoint(path, tmp_path / "subnet"), backbone)
 
 
 class Evil:
@@ -219,7 +219,7 @@ def test_code_in_a_checkpoint_is_not_run(
 ) -> None:
     torch.save({"head.weight": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ArtifactError, match="must hold tensors and plain values only") as caught:
-        import_glora(tmp_path / "evil.pt", backbone, tmp_path / "subnet")
+        import_glora(read_checkpoint(tmp_path / "evil.pt", tmp_path / "subnet"), backbone)
     assert "\n" not in str(caught.value)
     assert "must not run" not in capsys.readouterr().out
 
@@ -293,21 +293,21 @@ def test_files_that_are_missing_or_hold_something_else_are_named(
 ) -> None:
     checkpoint, subnet = saved(tmp_path, make_checkpoint(backbone), make_choices())
     with pytest.raises(StoreError, match=r"gone\.pt: must be a file"):
-        import_glora(tmp_path / "gone.pt", backbone, subnet)
+        import_glora(read_checkpoint(tmp_path / "gone.pt", subnet), backbone)
     with pytest.raises(StoreError, match=r"gone: must be a file, none is here\. Give the chosen"):
-        import_glora(checkpoint, backbone, tmp_path / "gone")
+        import_glora(read_checkpoint(checkpoint, tmp_path / "gone"), backbone)
     subnet.write_text("blocks.0.attn.qkv: A=lora:4\n")
     with pytest.raises(BackboneMismatchError, match="the checkpoint differ in 7 layers: blocks"):
-        import_glora(checkpoint, backbone, subnet)
+        import_glora(read_checkpoint(checkpoint, subnet), backbone)
     torch.save({"epoch": 3}, subnet)
     with pytest.raises(ArtifactError, match="must hold keep_top_k with a candidate"):
-        import_glora(checkpoint, backbone, subnet)
+        import_glora(read_checkpoint(checkpoint, subnet), backbone)
     torch.save([torch.zeros(1)], checkpoint)
     with pytest.raises(ArtifactError, match="must hold a mapping, got a list"):
-        import_glora(checkpoint, backbone, subnet)
+        import_glora(read_checkpoint(checkpoint, subnet), backbone)
     torch.save({"epoch": 3, "head.weight": torch.zeros(1)}, checkpoint)
     with pytest.raises(ArtifactError, match="must map names to tensors"):
-        import_glora(checkpoint, backbone, subnet)
+        import_glora(read_checkpoint(checkpoint, subnet), backbone)
     checkpoint.write_bytes(b"PK not a checkpoint")
     with pytest.raises(ArtifactError, match=r"cifar\.pt: must hold tensors and plain values only"):
-        import_glora(checkpoint, backbone, subnet)
+        import_glora(read_checkpoint(checkpoint, subnet), backbone)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from glora_deploy.backbone import Backbone, load_backbone
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, HubError, StoreError
-from glora_deploy.export.import_peft import import_peft
-from glora_deploy.export.imported import store_import
+from glora_deploy.export.import_peft import import_peft, read_adapter
+from glora_deploy.export.imported import Imported, store_import
 from glora_deploy.store import ArtifactStore
 from hub_server import HubServer, local_hub
 from stored_tasks import make_backbone, merged_state
@@ -64,9 +64,13 @@ def saved(adapted: PeftModel, folder: Path) -> Path:
     return folder
 
 
+def imported_from(source: Path | str, backbone: Backbone, **options: Any) -> Imported:
+    return import_peft(read_adapter(source, **options), backbone)
+
+
 def merged_here(folder: Path, backbone: Backbone, root: Path, **options: Any) -> dict[str, Tensor]:
     """Import, store, read back and merge."""
-    imported = import_peft(folder, backbone, **options)
+    imported = imported_from(folder, backbone, **options)
     store = ArtifactStore.create(root)
     artifact = store_import(store, backbone, imported, task="pets")
     return {name: tensor.float() for name, tensor in merged_state(store, artifact).items()}
@@ -155,7 +159,7 @@ def test_glora_on_a_layer_without_bias_has_no_c_d_e(tmp_path: Path) -> None:
     config = GloraConfig(r=2, target_modules=["qkv"], modules_to_save=HEAD)
     adapted = make_adapter(backbone.build(N_CLASSES), config)
     folder = saved(adapted, tmp_path / "adapter")
-    imported = import_peft(folder, backbone)
+    imported = imported_from(folder, backbone)
     assert str(imported.layers["blocks.0.attn.qkv"].layer_paths()) == (
         "A=lora:2 B=lora:2 C=none D=none E=none"
     )
@@ -175,7 +179,7 @@ def test_the_forms_of_peft_become_the_paths_of_the_same_name(
         modules_to_save=HEAD,
     )
     folder = saved(make_adapter(backbone.build(N_CLASSES), config), tmp_path)
-    layers = import_peft(folder, backbone).layers
+    layers = imported_from(folder, backbone).layers
     assert list(layers) == [
         "blocks.0.attn.qkv",
         "blocks.0.mlp.fc1",
@@ -190,7 +194,7 @@ def test_the_forms_of_peft_become_the_paths_of_the_same_name(
 def test_lora_keeps_its_rank_and_touches_no_other_layer(backbone: Backbone, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["qkv"], lora_alpha=4, modules_to_save=HEAD)
     folder = saved(make_adapter(backbone.build(N_CLASSES), config), tmp_path)
-    imported = import_peft(folder, backbone)
+    imported = imported_from(folder, backbone)
     assert {name: str(layer.layer_paths()) for name, layer in imported.layers.items()} == {
         f"blocks.{i}.attn.qkv": "A=none B=lora:2 C=none D=none E=none" for i in range(2)
     }
@@ -220,12 +224,12 @@ def test_a_head_the_adapter_lacks_can_be_given(backbone: Backbone, tmp_path: Pat
     adapted = make_adapter(model, LoraConfig(r=2, target_modules=["qkv"], bias="all"))
     folder = saved(adapted, tmp_path / "adapter")
     with pytest.raises(BackboneMismatchError, match=r"must bring the classifier .* with --head"):
-        import_peft(folder, backbone)
+        imported_from(folder, backbone)
     found = merged_here(folder, backbone, tmp_path / "store", head=tmp_path / "head.safetensors")
     require_same(found, adapted.merge_and_unload().state_dict())
     save_file({"norm.weight": torch.ones(48)}, tmp_path / "none.safetensors")
     with pytest.raises(BackboneMismatchError, match="must hold the classifier head, it does not"):
-        import_peft(folder, backbone, head=tmp_path / "none.safetensors")
+        imported_from(folder, backbone, head=tmp_path / "none.safetensors")
 
 
 # transformers
@@ -348,7 +352,7 @@ def test_shares_of_qkv_add_their_ranks(tmp_path: Path) -> None:
         rank_pattern={"v_proj": 3},
         modules_to_save=["classifier"],
     )
-    imported = import_peft(saved(make_adapter(model, config), tmp_path / "adapter"), backbone)
+    imported = imported_from(saved(make_adapter(model, config), tmp_path / "adapter"), backbone)
     assert str(imported.layers["blocks.0.attn.qkv"].layer_paths()) == (
         "A=none B=lora:5 C=none D=none E=none"
     )
@@ -373,7 +377,7 @@ def test_the_layer_names_of_transformers_4_mean_the_same(tmp_path: Path) -> None
         modules_to_save=["classifier"],
     )
     folder = saved(make_adapter(model, config), tmp_path / "adapter")
-    expected = import_peft(folder, backbone)
+    expected = imported_from(folder, backbone)
     path = folder / "adapter_model.safetensors"
     older = {}
     for name, tensor in load_file(path).items():
@@ -389,7 +393,7 @@ def test_the_layer_names_of_transformers_4_mean_the_same(tmp_path: Path) -> None
             name = name.replace(new, old)
         older[name] = tensor
     save_file(older, path)
-    found = import_peft(folder, backbone)
+    found = imported_from(folder, backbone)
     assert found.layers == expected.layers
     assert found.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
@@ -417,7 +421,7 @@ def test_the_double_width_classifier_of_dinov2_is_refused(tmp_path: Path) -> Non
         BackboneMismatchError,
         match=r"the classifier's head.weight is \(3, 96\), the backbone's \(3, 48\)",
     ):
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
 
 
 # The Hub
@@ -435,8 +439,8 @@ def test_an_adapter_on_the_hub_is_the_one_in_a_folder(
     config = LoraConfig(r=2, target_modules=["qkv"], modules_to_save=HEAD)
     folder = saved(make_adapter(backbone.build(N_CLASSES), config), tmp_path / "adapter")
     hub.add("ann/lora", {path.name: path.read_bytes() for path in folder.iterdir()})
-    found = import_peft("ann/lora", backbone, endpoint=hub.endpoint)
-    for name, tensor in import_peft(folder, backbone).tensors.items():
+    found = imported_from("ann/lora", backbone, endpoint=hub.endpoint)
+    for name, tensor in imported_from(folder, backbone).tensors.items():
         assert np.array_equal(found.tensors[name], tensor)
 
 
@@ -446,11 +450,11 @@ def test_offline_an_adapter_comes_from_the_cache(
     folder = write_adapter(tmp_path, FITTING)
     names = ("adapter_config.json", "adapter_model.safetensors")
     hub.add("ann/lora", {name: (folder / name).read_bytes() for name in names})
-    import_peft("ann/lora", backbone, endpoint=hub.endpoint)
+    imported_from("ann/lora", backbone, endpoint=hub.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     huggingface_hub.close_session()
     before = list(hub.requests)
-    assert import_peft("ann/lora", backbone, endpoint=hub.endpoint).tensors
+    assert imported_from("ann/lora", backbone, endpoint=hub.endpoint).tensors
     assert hub.requests == before
 
 
@@ -458,14 +462,14 @@ def test_a_pickle_on_the_hub_is_not_even_fetched(backbone: Backbone, hub: HubSer
     files = {"adapter_config.json": b"{}", "adapter_model.bin": b"cos\nsystem\n"}
     hub.add("ann/lora", files)
     with pytest.raises(ArtifactError, match="a pickle can run code when it is read"):
-        import_peft("ann/lora", backbone, endpoint=hub.endpoint)
+        imported_from("ann/lora", backbone, endpoint=hub.endpoint)
     assert not [request for request in hub.requests if "adapter_model.bin" in request]
 
 
 def test_a_repository_without_an_adapter_is_refused(backbone: Backbone, hub: HubServer) -> None:
     hub.add("ann/lora", {"config.json": b"{}"})
     with pytest.raises(HubError, match=r"^ann/lora: a file must be there, it is not .*adapter_con"):
-        import_peft("ann/lora", backbone, endpoint=hub.endpoint)
+        imported_from("ann/lora", backbone, endpoint=hub.endpoint)
 
 
 # Refusals
@@ -507,7 +511,7 @@ def test_what_would_change_the_weights_otherwise_is_refused_by_name(
 ) -> None:
     write_adapter(tmp_path, FITTING, **config)
     with pytest.raises(ArtifactError, match=re.escape(message)) as caught:
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
     assert "adapter_config.json: " in str(caught.value)
 
 
@@ -554,7 +558,7 @@ def test_what_does_not_fit_the_backbone_is_refused_naming_both_sides(
 ) -> None:
     write_adapter(tmp_path, tensors)
     with pytest.raises(BackboneMismatchError, match=re.escape(message)):
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
 
 
 @pytest.mark.parametrize(
@@ -570,7 +574,7 @@ def test_what_is_no_small_support_is_refused(
 ) -> None:
     write_adapter(tmp_path, tensors)
     with pytest.raises(ArtifactError, match=re.escape(message)):
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
 
 
 def test_a_method_that_peft_saves_but_is_no_support_is_refused(
@@ -578,27 +582,27 @@ def test_a_method_that_peft_saves_but_is_no_support_is_refused(
 ) -> None:
     adapted = get_peft_model(backbone.build(N_CLASSES), LoHaConfig(r=2, target_modules=["qkv"]))
     with pytest.raises(ArtifactError, match="got LOHA"):
-        import_peft(saved(adapted, tmp_path), backbone)
+        imported_from(saved(adapted, tmp_path), backbone)
 
 
 def test_a_pickled_adapter_is_not_read(backbone: Backbone, tmp_path: Path) -> None:
     write_adapter(tmp_path, FITTING)
     shutil.move(tmp_path / "adapter_model.safetensors", tmp_path / "adapter_model.bin")
     with pytest.raises(ArtifactError, match="a pickle can run code when it is read"):
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
 
 
 def test_files_that_are_missing_or_damaged_are_named(backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="must be a folder, or USER/NAME on the Hub"):
-        import_peft(tmp_path / "gone", backbone)
+        imported_from(tmp_path / "gone", backbone)
     with pytest.raises(ArtifactError, match=r"adapter_config\.json: must be a file, none is here"):
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
     write_adapter(tmp_path, FITTING)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"adapter_config\.json: Invalid JSON"):
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
     write_adapter(tmp_path, FITTING)
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors: not a readable"):
-        import_peft(tmp_path, backbone)
+        imported_from(tmp_path, backbone)
