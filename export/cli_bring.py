@@ -82,9 +82,14 @@ def import_adapter(
     Everything then works as for our own deltas. LoRA, DoRA and GLoRA of PEFT are merged to the same
     weights that PEFT merges to; other methods are refused with the reason.
     """
-    if source.endswith(".pt") and subnet is None:
-        raise typer.BadParameter("a .pt needs one: it holds every subnet", param_hint="--subnet")
     with one_line_errors(UNCHANGED):
+        if source.endswith(".pt") and subnet is None:
+            from .foreign import refuse_lycoris
+
+            refuse_lycoris(Path(source))  # it will not do with a subnet either
+            raise typer.BadParameter(
+                "a .pt needs one: it holds every subnet", param_hint="--subnet"
+            )
         require_slug("task", task)
         from glora_deploy.backbone import load_backbone
 

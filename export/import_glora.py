@@ -14,7 +14,6 @@ was chosen, so that is given beside it, in any of three forms:
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glora_deploy.backbone import Backbone
@@ -40,10 +37,10 @@ from glora_deploy.paths import (
     Support,
 )
 
+from .foreign import load_torch, refuse_lycoris, require_no_lycoris, safetensors_names
 from .imported import Array, Imported, Part, Place, Target, assemble
 
 _TENSOR = re.compile(r"(?P<layer>.+)\.(?P<name>[ABC][du]|[DE])")
-_LYCORIS = re.compile(r".+\.[ab][12]\.weight")
 _NAMES = ("Ad", "Au", "Bd", "Bu", "Cd", "Cu", "D", "E")
 # How torch's two file formats begin: a zip archive, and the older bare pickle.
 _TORCH_FILE = (b"PK", b"\x80\x02")
@@ -71,15 +68,16 @@ def read_checkpoint(path: Path, subnet: Path) -> Checkpoint:
         ArtifactError: If the first is damaged or holds something else, LyCORIS' GLoRA among it.
     """
     if not path.is_file():
+        refuse_lycoris(path)
         raise StoreError(f"{path}: must be a file, none is here. Give the authors' .pt file.")
     if path.suffix == ".safetensors":
-        _refuse_lycoris(_safetensors_names(path), path)
+        require_no_lycoris(safetensors_names(path), path)
         raise ArtifactError(f"{path}: must be a .pt of the authors' release, got safetensors")
-    content = _load(path)
+    content = load_torch(path)
     tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
     if not tensors or len(tensors) < len(content) or not all(isinstance(n, str) for n in content):
         raise ArtifactError(f"{path}: must map names to tensors. Give the authors' .pt file.")
-    _refuse_lycoris(tensors, path)
+    require_no_lycoris(tensors, path)
     if not subnet.is_file():
         raise StoreError(f"{subnet}: must be a file, none is here. Give the chosen subnet.")
     arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
@@ -123,34 +121,6 @@ def import_glora(checkpoint: Checkpoint, backbone: Backbone) -> Imported:
     }
     origin: dict[str, JsonValue] = {"imported_from": f"GLoRA release: {path.name}"}
     return assemble(target, parts, classifier, where=str(path), origin=origin)
-
-
-def _load(path: Path) -> dict[Any, Any]:
-    """A file of torch, as long as it is a mapping of plain values."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
-        raise ArtifactError(f"{path}: must hold tensors and plain values only: {reason}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: must hold a mapping, got a {type(content).__name__}")
-    return content
-
-
-def _safetensors_names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _refuse_lycoris(names: Sequence[str] | Mapping[str, Any], path: Path) -> None:
-    if odd := [name for name in names if _LYCORIS.fullmatch(name)]:
-        raise ArtifactError(
-            f"{path}: {odd[0]} is LyCORIS' GLoRA, another formula: it adds the matrix product "
-            "w0 @ A, where GLoRA multiplies w0 by A entry by entry. It cannot be imported."
-        )
 
 
 def _require_layers(target: Target, layers: Mapping[str, Mapping[str, Array]], path: Path) -> None:
@@ -225,7 +195,7 @@ def _read_subnet(path: Path, layers: Sequence[str]) -> Subnet:
     """The subnet in a file, over these layers in module order."""
     data = path.read_bytes()
     if data.startswith(_TORCH_FILE):
-        return _from_search(_load(path), layers, path)
+        return _from_search(load_torch(path), layers, path)
     try:
         text = data.decode()
         if text.lstrip().startswith("["):

@@ -38,6 +38,7 @@ from glora_deploy.errors import ArtifactError, BackboneMismatchError, StoreError
 from glora_deploy.records import first_problem
 from glora_deploy.tensor_file import map_tensors, read_layout
 
+from .foreign import refuse_lycoris
 from .hub_client import HubClient, fetch_file
 from .imported import Array, Imported, Part, Place, Target, assemble, read_head
 from .transformers_names import timm_place
@@ -212,9 +213,12 @@ def _folder(
     delays_s: Sequence[float],
     on_step: Callable[[str], None],
 ) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    if Path(source).exists() or isinstance(source, Path) or source.count("/") != 1:
+    path = Path(source)
+    if not (path / CONFIG).is_file():
+        refuse_lycoris(path)
+    if path.is_dir():
+        return path
+    if path.exists() or isinstance(source, Path) or source.count("/") != 1:
         raise StoreError(f"{source}: must be a folder, or USER/NAME on the Hub, it is neither")
     client = HubClient(source, token=token, endpoint=endpoint, delays_s=delays_s, on_step=on_step)
     on_step(f"fetching {source}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,3 +136,75 @@ def test_a_hub_that_does_not_answer_is_asked_twice(tmp_path: Path, hub: HubServe
     assert result.exit_code == 1, result.output
     assert "typo/dir: the Hub did not answer (" in result.stderr
     assert sum("typo/dir" in request for request in hub.requests) == 2
+
+
+LYCORIS = {
+    f"lora_unet_blocks_0_attn_qkv.{name}.weight": torch.zeros(2, 2)
+    for name in ("a1", "a2", "b1", "b2")
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("lyco.safetensors", []),
+        ("lyco.safetensors", ["--subnet", "subnet.txt"]),
+        ("lyco.pt", []),
+        ("lyco.pt", ["--subnet", "subnet.txt"]),
+        ("lyco.ckpt", []),
+        ("folder", []),
+        ("folder", ["--subnet", "subnet.txt"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "with subnet" if value else "alone",
+)
+def test_lycoris_is_refused_with_the_reason(
+    tmp_path: Path, source: str, options: list[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    save_file(LYCORIS, tmp_path / "lyco.safetensors")
+    save_file(LYCORIS, tmp_path / "folder/lyco.safetensors")
+    torch.save(LYCORIS, tmp_path / "lyco.pt")
+    torch.save(LYCORIS, tmp_path / "lyco.ckpt", _use_new_zipfile_serialization=False)
+    result = run(
+        "import", tmp_path / source, "--task", "pets", "--store", tmp_path / "store", *options
+    )
+    assert result.exit_code == 1, result.output
+    assert "a1.weight is LyCORIS' GLoRA, another formula: it adds the matrix" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this must not run",))
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "message"),
+    [
+        ("ours.pt", 2, "a .pt needs one: it holds every"),
+        ("evil.pt", 2, "a .pt needs one: it holds every"),
+        ("gone.pt", 2, "a .pt needs one: it holds every"),
+        ("damaged.pt", 2, "a .pt needs one: it holds every"),
+        ("ours.safetensors", 1, "must be a folder, or USER/NAME on the Hub, it is neither"),
+        ("damaged.safetensors", 1, "must be a folder, or USER/NAME on the Hub, it is neither"),
+        ("folder", 1, "adapter_config.json: must be a file, none is here"),
+    ],
+)
+def test_what_is_not_lycoris_is_refused_for_what_it_lacks(
+    tmp_path: Path, name: str, status: int, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    ours = {"blocks.0.attn.qkv.Ad": torch.zeros(2, 2)}
+    torch.save(ours, tmp_path / "ours.pt")
+    torch.save({"a": Evil()}, tmp_path / "evil.pt")
+    torch.save({"a": Evil()}, tmp_path / "folder/evil.pt")
+    save_file(ours, tmp_path / "ours.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x10")
+    (tmp_path / "damaged.pt").write_bytes(b"\x80\x02.")
+    result = run(
+        "import", tmp_path / name, "--task", "pets", "--store", tmp_path / "store",
+        "--backbone", "test_vit", "--checkpoint", "random:1",
+    )  # fmt: skip
+    assert result.exit_code == status, result.output
+    assert message in result.stderr.replace("\n", " ")
+    assert "must not run" not in result.output + capfd.readouterr().out
