@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
+from onnx import StringStringEntryProto
 
 from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact
 from glora_deploy.backbone import Backbone, load_backbone
@@ -87,6 +89,7 @@ def push(
         license=license,
         merged_bytes=(upload.folder / WEIGHTS_FILE).stat().st_size,
         onnx=MODEL_FILE in upload.names,
+        self_contained=upload.self_contained,
     )
 
     def commit(api: HfApi) -> None:
@@ -207,6 +210,16 @@ class _Upload:
     def license(self) -> str:
         """The backbone's, where timm knows it."""
         return str(self._config()["pretrained_cfg"].get("license") or "unknown")
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether model.onnx needs no other file; its weights are not loaded to find out."""
+        path = self.folder / MODEL_FILE
+        if MODEL_FILE not in self.names:
+            return False
+        place = StringStringEntryProto(key="location", value=WEIGHTS_FILE).SerializeToString()
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(place) < 0
 
     def operations(self, license: str) -> list[CommitOperationAdd]:
         """Every file but the card; the licence is written into timm's config."""

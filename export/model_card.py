@@ -10,7 +10,7 @@ from math import prod
 from huggingface_hub import ModelCardData
 
 from glora_deploy.manifest import Manifest
-from glora_deploy.parity import Report, Step
+from glora_deploy.parity import Precision, Report, Step
 from glora_deploy.paths import SUPPORTS
 
 MARK = "<!-- Written by glora-deploy. Remove this line to keep your own text at the next push. -->"
@@ -33,6 +33,7 @@ def model_card(
     license: str,
     merged_bytes: int,
     onnx: bool,
+    self_contained: bool,
 ) -> str:
     """The whole README.md of one pushed task.
 
@@ -44,13 +45,18 @@ def model_card(
         license: Identifier that the Hub knows, such as ``apache-2.0``.
         merged_bytes: Size of model.safetensors.
         onnx: Whether model.onnx lies beside it.
+        self_contained: Whether model.onnx holds the weights once more, instead of reading them.
     """
+    timm_way, *others = _ways(manifest, repo, revision)
+    onnx_way = _onnx_way(manifest, report.precision, repo, revision, self_contained)
     parts = [
         f"---\n{_front_matter(manifest, license, onnx)}\n---",
         MARK,
         *_about(manifest),
         "## How to load it",
-        *_ways(manifest, repo, revision, onnx),
+        timm_way,
+        *([onnx_way] if onnx else []),
+        *others,
         "## How it was trained",
         _table(("", ""), _training(manifest)),
         "## What is stored",
@@ -102,13 +108,12 @@ def _about(manifest: Manifest) -> list[str]:
     ]
 
 
-def _ways(manifest: Manifest, repo: str, revision: str | None, onnx: bool) -> list[str]:
+def _ways(manifest: Manifest, repo: str, revision: str | None) -> list[str]:
     b = manifest.backbone
     at = f"@{revision}" if revision else ""
     pin = f', revision="{revision}"' if revision else ""
     flag = f" --revision {revision}" if revision else ""
     args = "".join(f", {name}={value!r}" for name, value in sorted(b.model_args.items()))
-    _, height, width = b.input_size
     timm_way = f"""\
 With timm:
 
@@ -122,20 +127,6 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 with torch.inference_mode():
     logits = model(transform(Image.open("image.jpg").convert("RGB")).unsqueeze(0))
 print(model.pretrained_cfg["label_names"][logits.argmax()])
-```"""
-    onnx_way = f"""\
-With ONNX Runtime, no torch needed; `model.onnx` reads its weights from `model.safetensors`:
-
-```python
-import numpy as np
-import onnxruntime
-from huggingface_hub import snapshot_download
-
-# Into a folder of real files: ONNX refuses weights behind the links of the download cache.
-folder = snapshot_download("{repo}"{pin}, local_dir="{manifest.task}", allow_patterns="model.*")
-session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx")
-images = np.zeros((1, 3, {height}, {width}), np.float32)  # yours, prepared as listed above
-(logits,) = session.run(["logits"], {{"image": images}})
 ```"""
     glora_way = f"""\
 With glora-deploy, which fetches only the delta ({_bytes(manifest.adapter.size_bytes)}) and merges \
@@ -156,7 +147,47 @@ from safetensors.torch import load_file
 model = timm.create_model("{b.name}", num_classes={len(manifest.labels)}{args})
 model.load_state_dict(load_file(hf_hub_download("{repo}", "model.safetensors"{pin})))
 ```"""
-    return [timm_way, *([onnx_way] if onnx else []), glora_way, plain_way]
+    return [timm_way, glora_way, plain_way]
+
+
+def _onnx_way(
+    manifest: Manifest,
+    precision: Precision,
+    repo: str,
+    revision: str | None,
+    self_contained: bool,
+) -> str:
+    if precision == "bf16":
+        return (
+            "`model.onnx` is for TensorRT: it computes in bf16, for which ONNX Runtime has no "
+            "arithmetic on a CPU."
+        )
+    pin = f', revision="{revision}"' if revision else ""
+    _, height, width = manifest.backbone.input_size
+    if self_contained:
+        weights = "holds its weights"
+        function = "hf_hub_download"
+        fetch = f'model = hf_hub_download("{repo}", "model.onnx"{pin})'
+    else:
+        weights = "reads its weights from `model.safetensors`"
+        function = "snapshot_download"
+        fetch = f"""\
+# Into a folder of real files: ONNX refuses weights behind the links of the download cache.
+folder = snapshot_download("{repo}"{pin}, local_dir="{manifest.task}", allow_patterns="model.*")
+model = f"{{folder}}/model.onnx\""""
+    return f"""\
+With ONNX Runtime, no torch needed; `model.onnx` {weights}:
+
+```python
+import numpy as np
+import onnxruntime
+from huggingface_hub import {function}
+
+{fetch}
+session = onnxruntime.InferenceSession(model)
+images = np.zeros((1, 3, {height}, {width}), np.float32)  # yours, prepared as listed above
+(logits,) = session.run(["logits"], {{"image": images}})
+```"""
 
 
 def _training(manifest: Manifest) -> Iterable[tuple[str, str]]:

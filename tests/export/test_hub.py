@@ -178,14 +178,18 @@ def run_python(code: str, folder: Path, hub: HubServer) -> None:
 
 
 @pytest.mark.slow
-def test_every_python_block_of_the_card_runs(hub: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("single_file", [False, True])
+def test_every_python_block_of_the_card_runs(
+    hub: HubServer, tmp_path: Path, single_file: bool
+) -> None:
     from PIL import Image
 
     store, artifact = make_stored_task(tmp_path / "store")
-    config = ExportConfig(formats=("merged", "onnx"), n_images=2)
+    config = ExportConfig(formats=("merged", "onnx"), n_images=2, single_file=single_file)
     assert export(store, artifact, config).report.passed
     Pushed(hub, store, artifact).push()
     card = hub.repos[REPO].files()["README.md"].decode()
+    assert ("`model.onnx` holds its weights:" in card) is single_file
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) == 3
     rng = np.random.default_rng(0)

@@ -57,8 +57,10 @@ def make_card(tmp_path: Path, draft: ManifestDraft | None = None, **changes: Any
         "license": "apache-2.0",
         "merged_bytes": 22_900_000,
         "onnx": True,
+        "self_contained": False,
     }
-    return model_card(artifact.manifest, make_report(), **known | changes)
+    report = changes.pop("report", None) or make_report()
+    return model_card(artifact.manifest, report, **known | changes)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -177,12 +179,8 @@ def test_every_parity_step_is_a_row(tmp_path: Path) -> None:
 
 
 def test_operations_kept_in_fp32_are_named(tmp_path: Path) -> None:
-    draft = make_draft()
-    manifest = make_store(tmp_path).put("pets", make_tensors(draft), draft).manifest
     report = make_report(overflow=("blocks.0.mlp Gelu: 7e+04",))
-    card = model_card(
-        manifest, report, repo="a/b", revision=None, license="mit", merged_bytes=1, onnx=False
-    )
+    card = make_card(tmp_path, report=report, onnx=False)
     assert "Kept in fp32 because of their range: blocks.0.mlp Gelu: 7e+04." in card
 
 
@@ -202,6 +200,21 @@ def test_without_onnx_there_are_three(tmp_path: Path) -> None:
     card = make_card(tmp_path, onnx=False)
     assert "onnx" not in card.lower().replace("onnx-fp32", "")
     assert len(re.findall(r"```(?:python|bash)\n", card)) == 3
+
+
+def test_a_model_that_holds_its_weights_is_fetched_alone(tmp_path: Path) -> None:
+    beside = make_card(tmp_path / "a")
+    assert "`model.onnx` reads its weights from `model.safetensors`" in beside
+    inside = make_card(tmp_path / "b", self_contained=True, revision="v2")
+    assert "`model.onnx` holds its weights:" in inside
+    assert 'model = hf_hub_download("ann/pets", "model.onnx", revision="v2")\n' in inside
+    assert "reads its weights" not in inside
+
+
+def test_a_model_in_bf16_is_not_given_to_onnx_runtime(tmp_path: Path) -> None:
+    card = make_card(tmp_path, report=make_report(precision="bf16"))
+    assert "`model.onnx` is for TensorRT: it computes in bf16" in card
+    assert "import onnxruntime" not in card
 
 
 def test_python_blocks_compile(tmp_path: Path) -> None:
