@@ -23,7 +23,7 @@ from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import require_slug
 
 from .files import CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE
-from .hub_client import DELAYS_S, HubClient, fetch_file
+from .hub_client import DELAYS_S, LOG_IN, HubClient, fetch_file, require_branch
 from .model_card import is_ours, model_card
 from .record import ExportRecord
 from .stored_backbone import provide_backbone, require_same_backbone
@@ -31,6 +31,40 @@ from .stored_backbone import provide_backbone, require_same_backbone
 HUB_FOLDER = "glora"
 """Folder of the delta in a repository."""
 README = "README.md"
+
+
+def require_pushable(
+    repo: str,
+    revision: str | None = None,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    delays_s: Sequence[float] = (1.0,),
+    on_step: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Find what is wrong with the aim of a push before there is an export to push.
+
+    Nothing is made on the Hub, and whether this user may write there is left to the push.
+
+    Args:
+        repo: ``user/name``.
+        revision: Branch; the default one if None.
+        token: Access token; the one that is logged in by default.
+        endpoint: Address of the Hub; ``HF_ENDPOINT`` by default.
+        delays_s: Seconds to wait before each further attempt.
+        on_step: Told about each further attempt.
+
+    Raises:
+        HubError: If a name is malformed, the token is missing, refused or for reading only, or the
+            Hub does not answer.
+    """
+    client = HubClient(repo, token=token, endpoint=endpoint, delays_s=delays_s, on_step=on_step)
+    if revision is not None:
+        require_branch(repo, revision)
+    known = client.call(lambda api: api.whoami())
+    # A fine-grained token has a role of its own, which does not say what it may write to.
+    if known.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError(f"{repo}: the token must be allowed to write, it may only read. {LOG_IN}.")
 
 
 def push(
@@ -74,10 +108,12 @@ def push(
         StoreError: If there is no such export, or it was made from another delta.
         ArtifactError: If a file of it or the delta is damaged.
         ParityError: If the export was not proven.
-        HubError: If the name is malformed, the token is missing, wrong or may not write, a
+        HubError: If a name is malformed, the token is missing, wrong or may not write, a
             repository of that name must not be used, or the Hub does not answer.
     """
     client = HubClient(repo, token=token, endpoint=endpoint, delays_s=delays_s, on_step=on_step)
+    if revision is not None:
+        require_branch(repo, revision)
     on_step("checking the export")
     upload = _Upload.of_export(store, artifact, precision)
     license = license or upload.license

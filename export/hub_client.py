@@ -35,6 +35,7 @@ LOG_IN = "Log in with 'hf auth login', or set HF_TOKEN"
 _PASSING = frozenset({408, 412, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that another attempt may not meet; 412: someone else committed in between."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NO_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\\"'`]|\.\.|//|/\.|@\{|^[-/.]|[/.]$|\.lock$|^$")
 # Requests that never got an answer raise the HTTP library's own errors. Which library that is
 # differs between releases of huggingface_hub, but its error is always the first base here.
 _NO_ANSWER: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -161,6 +162,16 @@ def require_model_repo(repo: str) -> None:
         raise HubError(f"{repo!r}: must be USER/NAME, got: {_one_line(error)}") from error
     if repo.count("/") != 1:
         raise HubError(f"{repo!r}: must be USER/NAME, got no user or organisation")
+
+
+def require_branch(repo: str, revision: str) -> None:
+    """Check that a text can be the name of a branch: git's rules, and no quotes.
+
+    Raises:
+        HubError: If it cannot.
+    """
+    if _NO_BRANCH.search(revision):
+        raise HubError(f"{repo}: the revision must be the name of a branch, got {revision!r}")
 
 
 def may_pass(error: Exception) -> bool:

@@ -168,6 +168,8 @@ class _Answer:
             card = json.loads(self.body)["content"]
             bad = re.search(r"^license: (nonsense)$", card, re.MULTILINE)
             return _json({"errors": [{"message": "license unknown"}]}, 400) if bad else _json({})
+        if self.path == "/api/whoami-v2":
+            return self.whoami()
         if self.path == "/api/repos/create":
             return self.create(json.loads(self.body))
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z]+)/(.+))?", self.path):
@@ -198,6 +200,13 @@ class _Answer:
                 return self.resolve(repo, revision, file)
             case _:
                 return _json(_info(name, repo, revision))
+
+    def whoami(self) -> Reply:
+        if not self.token:
+            return _error(401, "", "Invalid username or password.")
+        role = {READ: "read", WRITE: "write"}[self.token]
+        auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": role}}
+        return _json({"type": "user", "name": "ann", "auth": auth})
 
     def create(self, asked: dict[str, Any]) -> Reply:
         name = f"{asked.get('organization') or 'ann'}/{asked['name']}"

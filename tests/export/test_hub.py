@@ -29,7 +29,7 @@ from glora_deploy.errors import (
     StoreError,
 )
 from glora_deploy.export.build import ExportConfig, export
-from glora_deploy.export.hub import pull, push
+from glora_deploy.export.hub import pull, push, require_pushable
 from glora_deploy.export.model_card import MARK
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.parity import PARITY_FILE, Report
@@ -358,6 +358,56 @@ def test_a_name_that_is_no_model_repository_is_refused(
     with pytest.raises(HubError, match=re.escape(message)):
         task.push(name)
     assert task.hub.requests == []
+
+
+BAD_BRANCHES = [
+    "", "a b", "a..b", "/a", "a/", "a//b", "-a", ".a", "a/.b", "a.", "a.lock",
+    "a~1", "a^", "a:b", "a?", "a*", "a[0", "a\\b", "a@{b", 'a"b', "a\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("revision", BAD_BRANCHES)
+def test_a_name_that_is_no_branch_is_refused(task: Pushed, revision: str) -> None:
+    message = f"^{REPO}: the revision must be the name of a branch, got "
+    with pytest.raises(HubError, match=message):
+        require_pushable(REPO, revision, token=WRITE, endpoint=task.hub.endpoint)
+    with pytest.raises(HubError, match=message):
+        task.push(revision=revision)
+    assert task.hub.requests == []
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1/fp32", "a-b_c.d", "größe", "fix#12"])
+def test_where_a_push_may_go_nothing_is_made_before_it(task: Pushed, revision: str | None) -> None:
+    require_pushable(REPO, revision, token=WRITE, endpoint=task.hub.endpoint)
+    assert "GET /api/whoami-v2" in task.hub.requests
+    assert not [request for request in task.hub.requests if not request.startswith("GET ")]
+    assert task.hub.repos == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("pets", {}, "'pets': must be USER/NAME, got no user"),
+        ("datasets/ann/pets", {}, "must be a model repository, got one of datasets"),
+        (REPO, {"token": None}, "needs a token, got none. Log in with 'hf auth login', or set"),
+        (REPO, {"token": "hf_wrong"}, "needs a valid token, got one that the Hub refuses. Log in"),
+        (REPO, {"token": READ}, "the token must be allowed to write, it may only read. Log in"),
+        (REPO, {"endpoint": NOBODY}, "the Hub did not answer ("),
+    ],
+)
+def test_a_push_that_cannot_succeed_is_known_beforehand(
+    hub: HubServer, name: str, changes: dict[str, Any], message: str
+) -> None:
+    known = {"token": WRITE, "endpoint": hub.endpoint, "delays_s": (0.01,)}
+    with pytest.raises(HubError, match=re.escape(message)):
+        require_pushable(name, **known | changes)
+    assert hub.repos == {}
+
+
+def test_a_connection_lost_while_asking_for_the_token_is_taken_up_again(hub: HubServer) -> None:
+    hub.faults = [("whoami", "drop")]
+    require_pushable(REPO, token=WRITE, endpoint=hub.endpoint, delays_s=(0.01,))
+    assert hub.faults == []
 
 
 def test_a_licence_unknown_to_the_hub_is_refused_before_anything_is_sent(task: Pushed) -> None:
