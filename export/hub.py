@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
-from onnx import StringStringEntryProto
 
 from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact
 from glora_deploy.backbone import Backbone, load_backbone
@@ -27,6 +25,7 @@ from .hub_client import DELAYS_S, LOG_IN, HubClient, fetch_file, require_branch
 from .model_card import is_ours, model_card
 from .record import ExportRecord
 from .stored_backbone import provide_backbone, require_same_backbone
+from .to_onnx import is_self_contained
 
 HUB_FOLDER = "glora"
 """Folder of the delta in a repository."""
@@ -250,12 +249,7 @@ class _Upload:
     @property
     def self_contained(self) -> bool:
         """Whether model.onnx needs no other file; its weights are not loaded to find out."""
-        path = self.folder / MODEL_FILE
-        if MODEL_FILE not in self.names:
-            return False
-        place = StringStringEntryProto(key="location", value=WEIGHTS_FILE).SerializeToString()
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return data.find(place) < 0
+        return MODEL_FILE in self.names and is_self_contained(self.folder / MODEL_FILE)
 
     def operations(self, license: str) -> list[CommitOperationAdd]:
         """Every file but the card; the licence is written into timm's config."""
