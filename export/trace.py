@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,29 +86,50 @@ def _require_plain(model: nn.Module) -> None:
 def _trace(
     model: nn.Module, input_size: tuple[int, int, int], opset: int
 ) -> torch.onnx.ONNXProgram:
-    example = torch.zeros(2, *input_size, device=next(model.parameters()).device)
     try:
-        # The fused attention of torch's CPU lays its output out in memory as the exporter's
-        # decomposition does not, so some reshapes after it (timm's vit_relpos) fail.
-        with sdpa_kernel(SDPBackend.MATH):
-            program = torch.onnx.export(
-                model,
-                (example,),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=opset,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-            )
+        return _export(model, input_size, opset)
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ExportError(
-            f"{type(model).__name__}: torch.onnx.export must trace it, got: {reason}"
-        ) from error
+        fused: list[Any] = [m for m in model.modules() if getattr(m, "fused_attn", False)]
+        if not fused:
+            raise _refusal(model, error) from error
+    # The exporter knows torch's fused attention over four axes only, and Hiera has five; timm's
+    # blocks can spell attention out as well.
+    for block in fused:
+        block.fused_attn = False
+    try:
+        return _export(model, input_size, opset)
+    except torch.onnx.OnnxExporterError as error:
+        raise _refusal(model, error) from error
+    finally:
+        for block in fused:
+            block.fused_attn = True
+
+
+def _export(
+    model: nn.Module, input_size: tuple[int, int, int], opset: int
+) -> torch.onnx.ONNXProgram:
+    example = torch.zeros(2, *input_size, device=next(model.parameters()).device)
+    # The fused attention of torch's CPU lays its output out in memory as the exporter's
+    # decomposition does not, so some reshapes after it (timm's vit_relpos) fail.
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     assert program is not None  # only the TorchScript exporter returns nothing
     return program
+
+
+def _refusal(model: nn.Module, error: Exception) -> ExportError:
+    reason = str(error.__cause__ or error).strip().splitlines()[0]
+    return ExportError(f"{type(model).__name__}: torch.onnx.export must trace it, got: {reason}")
 
 
 def _weights_to_inputs(graph: ir.Graph, model: nn.Module) -> list[ir.Value]:

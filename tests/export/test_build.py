@@ -37,6 +37,8 @@ CONFIGS = {
     "efficientnet": ("test_efficientnet", {}),
     # Its graph holds a folded constant that is not laid out row by row.
     "xcit": ("xcit_nano_12_p16_224", {"depth": 2}),
+    # Its attention has an axis more than the exporter knows.
+    "hiera": ("hiera_tiny_224", {"embed_dim": 24, "stages": [1, 1, 1, 1]}),
 }
 
 

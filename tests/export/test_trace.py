@@ -55,6 +55,18 @@ class Branching(Flat):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+class FiveAxes(Flat):
+    """Attention as in timm's Hiera, over windows of windows."""
+
+    fused_attn = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.reshape(len(x), 3, 2, 2, 4)
+        if self.fused_attn:
+            return super().forward(F.scaled_dot_product_attention(q, q, q))
+        return super().forward((q @ q.transpose(-2, -1) / 2).softmax(-1) @ q)
+
+
 class Scaled(Flat):
     """A scale of one, which an optimiser would remove."""
 
@@ -190,6 +202,13 @@ def test_a_parameter_that_takes_the_name_of_the_output_is_refused() -> None:
 def test_a_random_operator_is_refused() -> None:
     with pytest.raises(ExportError, match="nodes must be deterministic, got"):
         build_skeleton(Noisy().eval(), SHAPE)
+
+
+def test_attention_that_the_exporter_does_not_know_is_spelled_out_while_it_traces() -> None:
+    model = FiveAxes().eval()
+    ops = {node.op_type for node in build_skeleton(model, SHAPE).graph.node}
+    assert "Softmax" in ops
+    assert model.fused_attn
 
 
 def test_a_network_that_cannot_be_traced_is_refused_in_one_line() -> None:
