@@ -32,6 +32,7 @@ from .cli_common import (
     print_report,
     steps,
 )
+from .cli_usage import require_none_given
 from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
 
@@ -169,6 +170,7 @@ def export_command(
     is 1 if the parity check fails; the export is then marked unusable.
     """
     if context.invoked_subcommand is not None:
+        require_none_given(context, context.invoked_subcommand)
         return
     wanted = [name.value for name in fmt or [FormatName.merged]]
     _require_usage(task, wanted, out, push)
