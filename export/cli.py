@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.console import one_line_errors, stdout
+from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
 from glora_deploy.parity import Precision
 from glora_deploy.store import ArtifactStore
 
@@ -32,7 +33,7 @@ from .cli_common import (
     print_report,
     steps,
 )
-from .cli_usage import require_none_given
+from .cli_usage import require_export, require_none_given
 from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
 
@@ -173,19 +174,21 @@ def export_command(
         require_none_given(context, context.invoked_subcommand)
         return
     wanted = [name.value for name in fmt or [FormatName.merged]]
-    _require_usage(task, wanted, out, push)
+    wanted += [quantize] if quantize else []
+    require_export(task or [], wanted, precision=precision, out=out, push=push)
     assert task is not None
-    formats = _files_of([*wanted, *([quantize] if quantize else [])])
-    with one_line_errors():
-        plan = PlanConfig(
-            batch=_batch(batch),
-            backend=backend,
-            compute_capabilities=tuple(compute_capability) if compute_capability else None,
-            hardware_compatibility=hardware_compatibility,
-            timing_cache=timing_cache,
-            refit=refit,
-            strip=strip,
-        )
+    formats = _files_of(wanted)
+    plan = PlanConfig(
+        backend=backend,
+        hardware_compatibility=hardware_compatibility,
+        timing_cache=timing_cache,
+        refit=refit,
+        strip=strip,
+    )
+    with wrong_usage_of("--batch"):
+        plan = replace(plan, batch=_batch(batch))
+    with wrong_usage_of("--compute-capability"):
+        plan = replace(plan, compute_capabilities=tuple(compute_capability or ()) or None)
 
     def export_one(name: str) -> None:
         opened, artifact = open_task(store, name, version, backbone, checkpoint)
@@ -269,19 +272,6 @@ def verify(
     for_each(task, verify_one)
 
 
-def _require_usage(
-    task: list[str] | None, wanted: list[str], out: Path | None, push: str | None
-) -> None:
-    if not task:
-        raise typer.BadParameter("name a task: --task NAME", param_hint="--task")
-    if "triton" in wanted and out is None:
-        raise typer.BadParameter("name the model repository: --out DIR", param_hint="--out")
-    if len(task) > 1 and out and "triton" not in wanted:
-        raise typer.BadParameter("takes one --task at a time", param_hint="--out")
-    if len(task) > 1 and push:
-        raise typer.BadParameter("takes one --task at a time", param_hint="--push")
-
-
 def _files_of(wanted: list[str]) -> tuple[Format, ...]:
     """The formats of the export folder; a Triton repository is made from the ONNX model or plan."""
     if "triton" in wanted and "trt" not in wanted:
@@ -293,7 +283,7 @@ def _files_of(wanted: list[str]) -> tuple[Format, ...]:
 def _batch(text: str) -> tuple[int, int, int]:
     numbers = text.split(",")
     if len(numbers) != 3 or not all(number.strip().isdecimal() for number in numbers):
-        raise ValueError(f"--batch must be min,opt,max such as 1,8,32, got {text!r}")
+        raise ValueError(f"must be min,opt,max such as 1,8,32, got {text!r}")
     least, best, most = (int(number) for number in numbers)
     return least, best, most
 

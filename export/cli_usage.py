@@ -2,9 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 import typer
+
+from glora_deploy.console import wrong_usage_of
+from glora_deploy.parity import Precision
+
+
+def require_export(
+    tasks: Collection[str],
+    wanted: Collection[str],
+    *,
+    precision: Precision,
+    out: Path | None,
+    push: str | None,
+) -> None:
+    """Refuse an export that cannot be meant.
+
+    Args:
+        tasks: Names.
+        wanted: What is to be written: values of ``--fmt`` and ``--quantize``.
+        precision: Of the weights.
+        out: Folder for a copy or for a Triton repository.
+        push: Repository on the Hub.
+
+    Raises:
+        typer.BadParameter: Names the option.
+    """
+    if not tasks:
+        raise typer.BadParameter("name a task: --task NAME", param_hint="--task")
+    if "triton" in wanted and out is None:
+        raise typer.BadParameter("name the model repository: --out DIR", param_hint="--out")
+    if len(tasks) > 1 and out and "triton" not in wanted:
+        raise typer.BadParameter("takes one --task at a time", param_hint="--out")
+    if "int8" in wanted and precision != "fp32":
+        raise typer.BadParameter(
+            f"int8 is quantised from fp32. Leave out --precision {precision}",
+            param_hint="--quantize",
+        )
+    if push is not None:
+        _require_push(tasks, push)
+
+
+def _require_push(tasks: Collection[str], push: str) -> None:
+    if len(tasks) > 1:
+        raise typer.BadParameter("takes one --task at a time", param_hint="--push")
+    from .hub_client import require_model_repo  # brings the Hub's client
+
+    with wrong_usage_of("--push"):
+        require_model_repo(push)
 
 
 def require_none_given(context: typer.Context, command: str) -> None:

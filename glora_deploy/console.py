@@ -57,6 +57,19 @@ def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
 
 
+@contextmanager
+def wrong_usage_of(option: str) -> Iterator[None]:
+    """Turn a value that the library refuses into wrong usage of an option, exit status 2.
+
+    Raises:
+        typer.BadParameter: For a ValueError or GloraDeployError; names the option.
+    """
+    try:
+        yield
+    except (GloraDeployError, ValueError) as error:
+        raise typer.BadParameter(one_line(error), param_hint=option) from error
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks; an OSError names its file first.
 

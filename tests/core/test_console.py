@@ -12,6 +12,7 @@ from glora_deploy.console import (
     one_line,
     one_line_errors,
     progress_bars,
+    wrong_usage_of,
 )
 from glora_deploy.errors import DataError, StoreError
 
@@ -36,6 +37,16 @@ def test_what_users_can_put_right_is_one_line_and_status_1(
     assert stopped.value.exit_code == 1
     assert captured.err == f"error: {line}\n"
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("must be 1\nor 2"), DataError("must be 1 or 2")])
+def test_a_value_of_an_option_that_is_refused_is_wrong_usage_of_it(error: Exception) -> None:
+    with pytest.raises(typer.BadParameter) as stopped, wrong_usage_of("--count"):
+        raise error
+    assert stopped.value.exit_code == 2
+    assert stopped.value.format_message() == "Invalid value for --count: must be 1 or 2"
+    with pytest.raises(OSError, match="gone"), wrong_usage_of("--count"):
+        raise OSError("gone")
 
 
 def test_an_interrupt_is_one_line_and_the_status_shells_know(

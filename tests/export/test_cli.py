@@ -174,21 +174,9 @@ def test_triton_without_a_repository_is_a_usage_error(tmp_path: Path) -> None:
     assert "--out" in result.output
 
 
-@pytest.mark.parametrize("batch", ["8", "4,2,1", "a,b,c"])
-def test_a_malformed_batch_is_one_line(tmp_path: Path, batch: str) -> None:
-    make_stored_task(tmp_path)
-    result = run("--task", "pets", "--fmt", "trt", "--store", tmp_path, "--batch", batch)
-    assert result.exit_code == 1
-    assert "batch" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-
-
 def test_quantising_is_measured_and_refused_past_its_bound(tmp_path: Path) -> None:
     _, artifact = make_stored_task(tmp_path)
     arguments = ["--task", "pets", "--store", tmp_path, "--images", 1, "--quantize", "int8"]
-    refused = run(*arguments, "--max-loss", 0, "--precision", "fp16")
-    assert refused.exit_code == 1
-    assert "int8 is quantised from fp32" in refused.stderr
     result = run(*arguments, "--max-loss", 1)
     assert result.exit_code == 0, result.output
     assert "times as fast at batch 8" in result.output

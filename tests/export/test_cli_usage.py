@@ -52,3 +52,29 @@ def test_a_token_in_the_environment_is_no_option_before_a_subcommand(
     assert run("--task", "pets", "--store", tmp_path, "--images", 1).exit_code == 0
     result = run("verify", "--task", "pets", "--store", tmp_path, "--images", 1)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (["--fmt", "trt", "--batch", "1,8"], "--batch: must be min,opt,max such as 1,8,32, got"),
+        (["--fmt", "trt", "--batch", "a,b,c"], "--batch: must be min,opt,max such as 1,8,32, got"),
+        (["--fmt", "trt", "--batch", "8,4,1"], "--batch: batch must be 1 <= min <= opt <= max"),
+        (
+            ["--fmt", "trt", "--compute-capability", "99"],
+            "--compute-capability: compute capability must look like 8.6, got '99'",
+        ),
+        (["--quantize", "int8", "--precision", "fp16"], "--quantize: int8 is quantised from fp32"),
+        (["--push", "user"], "--push: 'user': must be USER/NAME, got no user or organisation"),
+        (["--push", "datasets/ann/pets"], "--push: datasets/ann/pets: must be a model repository"),
+        (["--push", "ann/pets", "--task", "cats"], "--push: takes one --task at a time"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_wrong_usage_names_the_option_and_nothing_is_exported(
+    tmp_path: Path, arguments: list[str], wrong: str
+) -> None:
+    _, artifact = make_stored_task(tmp_path / "store")
+    result = run("--task", "pets", "--store", tmp_path / "store", *arguments)
+    assert message(result).startswith(f"Invalid value for {wrong}")
+    assert not (artifact.path / "exports").exists()
