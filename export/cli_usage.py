@@ -10,8 +10,33 @@ import typer
 from glora_deploy.console import wrong_usage_of
 from glora_deploy.parity import Precision
 
+_NEEDS = (
+    (
+        ("single_file",),
+        {"onnx", "trt", "triton", "int8"},
+        "--fmt onnx, trt or triton, or --quantize int8",
+    ),
+    (("max_loss",), {"int8"}, "--quantize int8"),
+    (("batch",), {"trt", "triton"}, "--fmt trt or triton"),
+    (
+        (
+            "backend",
+            "compute_capability",
+            "hardware_compatibility",
+            "timing_cache",
+            "refit",
+            "strip",
+        ),
+        {"trt"},
+        "--fmt trt",
+    ),
+    (("private", "license", "revision", "token"), {"push"}, "--push"),
+)
+"""Parameters, what they bear on, of which at least one must be wanted, and how to ask for it."""
+
 
 def require_export(
+    context: typer.Context,
     tasks: Collection[str],
     wanted: Collection[str],
     *,
@@ -22,6 +47,7 @@ def require_export(
     """Refuse an export that cannot be meant.
 
     Args:
+        context: Of the command, which knows what stands on the command line.
         tasks: Names.
         wanted: What is to be written: values of ``--fmt`` and ``--quantize``.
         precision: Of the weights.
@@ -44,6 +70,15 @@ def require_export(
         )
     if push is not None:
         _require_push(tasks, push)
+    _require_effect(context, {*wanted, "push"} if push else {*wanted})
+
+
+def _require_effect(context: typer.Context, wanted: set[str]) -> None:
+    """Refuse options that would be ignored."""
+    for names, either, fix in _NEEDS:
+        given = given_options(context, names)
+        if given and not wanted & either:
+            raise typer.BadParameter(f"has no effect without {fix}", param_hint=given)
 
 
 def _require_push(tasks: Collection[str], push: str) -> None:

@@ -2,11 +2,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
+import typer.main
+from onnx.external_data_helper import uses_external_data
 from typer.testing import CliRunner, Result
 
-from glora_deploy.export.cli import app
+from glora_deploy.export.cli import HUB, TRT, app
 from stored_tasks import make_stored_task
+
+PANEL_OPTIONS = {
+    ("--batch", "1,2,4"): "--fmt trt or triton",
+    ("--backend", "rtx"): "--fmt trt",
+    ("--compute-capability", "8.9"): "--fmt trt",
+    ("--hardware-compatibility", "ampere_plus"): "--fmt trt",
+    ("--timing-cache", "timings"): "--fmt trt",
+    ("--refit",): "--fmt trt",
+    ("--strip",): "--fmt trt",
+    ("--private",): "--push",
+    ("--license", "mit"): "--push",
+}
+OTHER_OPTIONS = {
+    ("--single-file",): "--fmt onnx, trt or triton, or --quantize int8",
+    ("--max-loss", "0.5"): "--quantize int8",
+    ("--revision", "main"): "--push",
+    ("--token", "hf_any"): "--push",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +99,47 @@ def test_wrong_usage_names_the_option_and_nothing_is_exported(
     result = run("--task", "pets", "--store", tmp_path / "store", *arguments)
     assert message(result).startswith(f"Invalid value for {wrong}")
     assert not (artifact.path / "exports").exists()
+
+
+@pytest.mark.parametrize(("option", "needed"), (PANEL_OPTIONS | OTHER_OPTIONS).items())
+def test_an_option_that_would_be_ignored_is_refused(option: tuple[str, ...], needed: str) -> None:
+    text = message(run("--task", "pets", "--fmt", "merged", *option))
+    assert text == f"Invalid value for '{option[0]}': has no effect without {needed}"
+
+
+def test_every_option_of_a_library_is_refused_where_it_has_no_effect() -> None:
+    parameters = typer.main.get_command(app).params
+    panels = {p.opts[0] for p in parameters if getattr(p, "rich_help_panel", None) in (TRT, HUB)}
+    assert panels - {"--push"} == {option for option, *_ in PANEL_OPTIONS}
+
+
+def test_options_of_a_plan_have_no_effect_on_an_onnx_model_in_a_triton_repository() -> None:
+    text = message(run("--task", "pets", "--fmt", "triton", "--out", "x", "--refit", "--strip"))
+    assert text == "Invalid value for '--refit' / '--strip': has no effect without --fmt trt"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--quantize", "int8", "--max-loss", "1"], ["--fmt", "trt"], ["--fmt", "triton"]],
+    ids=lambda arguments: arguments[1],
+)
+def test_a_single_file_takes_the_place_of_an_external_model(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    if "trt" in arguments:
+        pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx installed")
+    _, artifact = make_stored_task(tmp_path / "store")
+    command = ["--task", "pets", "--store", tmp_path / "store", "--images", 1]
+    path = artifact.path / "exports/fp32/model.onnx"
+
+    def reads_another_file() -> bool:
+        weights = onnx.load(path, load_external_data=False).graph.initializer
+        return any(uses_external_data(weight) for weight in weights)
+
+    assert run(*command, "--fmt", "onnx").exit_code == 0
+    assert reads_another_file()
+    result = run(*command, *arguments, "--single-file", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert not reads_another_file()
+    # Only what --fmt and --quantize name is copied.
+    assert not (tmp_path / "out/model.onnx").exists()
