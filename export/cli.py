@@ -33,7 +33,8 @@ from .cli_common import (
     print_report,
     steps,
 )
-from .cli_usage import require_export, require_none_given
+from .cli_usage import require_export, require_none_given, require_triton
+from .files import PLAN_FILE
 from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
 
@@ -57,7 +58,7 @@ class FormatName(Enum):
     triton = "triton"
 
 
-TRT, HUB = "TensorRT", "Hugging Face Hub"
+TRT, TRITON, HUB = "TensorRT", "Triton", "Hugging Face Hub"
 
 EPILOG = """
 **Examples**
@@ -106,7 +107,7 @@ def export_command(
         Literal["int8"] | None,
         typer.Option(
             help="Also write model.int8.onnx for ONNX Runtime on CPU, calibrated on the task's "
-            "validation images and measured on its test images.",
+            "validation images and measured on its test images; with triton, what is served.",
             show_default=False,
         ),
     ] = None,
@@ -121,7 +122,11 @@ def export_command(
     backbone: BackboneOption = None,
     checkpoint: CheckpointOption = None,
     batch: Annotated[
-        str, typer.Option(help="Least, best and most images per call.", rich_help_panel=TRT)
+        str,
+        typer.Option(
+            help="Least, best and most images per call; Triton is told the most.",
+            rich_help_panel=TRT,
+        ),
     ] = "1,8,32",
     backend: Annotated[
         Backend, typer.Option(help="Library that builds the plan.", rich_help_panel=TRT)
@@ -150,6 +155,14 @@ def export_command(
         bool,
         typer.Option("--strip", help="Leave the weights out of the plan.", rich_help_panel=TRT),
     ] = False,
+    keep_versions: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Versions of a task that stay in the repository and are served.",
+            rich_help_panel=TRITON,
+        ),
+    ] = 1,
     push: Annotated[
         str | None,
         typer.Option(help="user/name to push the export and its delta to.", rich_help_panel=HUB),
@@ -189,6 +202,11 @@ def export_command(
         plan = replace(plan, batch=_batch(batch))
     with wrong_usage_of("--compute-capability"):
         plan = replace(plan, compute_capabilities=tuple(compute_capability or ()) or None)
+    if "triton" in wanted:
+        require_triton(wanted, plan)
+        if "trt" in wanted:
+            with one_line_errors():
+                _require_triton_library(plan)
 
     def export_one(name: str) -> None:
         opened, artifact = open_task(store, name, version, backbone, checkpoint)
@@ -236,7 +254,7 @@ def export_command(
     if "triton" in wanted:
         assert out is not None
         with one_line_errors("interrupted; the model repository is whole"):
-            _write_triton(store, task, version, precision, out, plan, "trt" in formats)
+            _write_triton(store, task, version, precision, out, plan, wanted, keep_versions)
 
 
 @app.command()
@@ -288,6 +306,14 @@ def _batch(text: str) -> tuple[int, int, int]:
     return least, best, most
 
 
+def _require_triton_library(plan: PlanConfig) -> None:
+    """Before minutes go into a plan that Triton refuses; imports the library."""
+    from .tensorrt_library import load_tensorrt
+    from .triton import require_library
+
+    require_library(load_tensorrt(plan.backend)[1], PLAN_FILE)
+
+
 def _write_triton(
     root: Path,
     tasks: list[str],
@@ -295,7 +321,8 @@ def _write_triton(
     precision: Precision,
     repository: Path,
     plan: PlanConfig,
-    serve_plan: bool,
+    wanted: list[str],
+    keep_versions: int,
 ) -> None:
     from .triton import TaskExport, write_triton
     from .triton_config import Kind, TritonConfig
@@ -306,8 +333,8 @@ def _write_triton(
         TaskExport(manifest=artifact.manifest, folder=store.export_dir(artifact, precision))
         for artifact in artifacts
     ]
-    kind: Kind = "plan" if serve_plan else "onnx"
-    config = TritonConfig(kind=kind, max_batch_size=plan.batch[2])
+    kind: Kind = "plan" if "trt" in wanted else "int8" if "int8" in wanted else "onnx"
+    config = TritonConfig(kind=kind, max_batch_size=plan.batch[2], versions_kept=keep_versions)
     for model in write_triton(repository, exports, config):
         state = "written" if model.changed else "unchanged"
         stdout.print(f"{model.folder}: {model.name} {model.version} {state}", soft_wrap=True)

@@ -10,6 +10,8 @@ import typer
 from glora_deploy.console import wrong_usage_of
 from glora_deploy.parity import Precision
 
+from .plan import PlanConfig
+
 _NEEDS = (
     (
         ("single_file",),
@@ -30,6 +32,7 @@ _NEEDS = (
         {"trt"},
         "--fmt trt",
     ),
+    (("keep_versions",), {"triton"}, "--fmt triton"),
     (("private", "license", "revision", "token"), {"push"}, "--push"),
 )
 """Parameters, what they bear on, of which at least one must be wanted, and how to ask for it."""
@@ -71,6 +74,36 @@ def require_export(
     if push is not None:
         _require_push(tasks, push)
     _require_effect(context, {*wanted, "push"} if push else {*wanted})
+
+
+def require_triton(wanted: Collection[str], plan: PlanConfig) -> None:
+    """Refuse what Triton could not serve.
+
+    Args:
+        wanted: As for :func:`require_export`.
+        plan: How to build a plan; Triton is told the most images of its batch for any model.
+
+    Raises:
+        typer.BadParameter: Names the option.
+    """
+    if plan.batch[0] > 1:
+        raise typer.BadParameter(
+            "must begin with 1 for --fmt triton: single images come too", param_hint="--batch"
+        )
+    if "trt" not in wanted:
+        return
+    if "int8" in wanted:
+        raise typer.BadParameter(
+            "Triton serves one model of a task. Leave out --fmt trt or --quantize int8",
+            param_hint="--quantize",
+        )
+    if plan.backend == "rtx":
+        raise typer.BadParameter(
+            "Triton loads no plan of rtx. Build it with tensorrt, or leave out --fmt trt",
+            param_hint="--backend",
+        )
+    if plan.strip:
+        raise typer.BadParameter("Triton cannot put the weights into a plan", param_hint="--strip")
 
 
 def _require_effect(context: typer.Context, wanted: set[str]) -> None:

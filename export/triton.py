@@ -43,7 +43,7 @@ from glora_deploy.manifest import Manifest
 from glora_deploy.records import FileRecord
 
 from .files import INT8_FILE, MODEL_FILE, PLAN_FILE, WEIGHTS_FILE
-from .plan import PlanInfo, read_plan_info
+from .plan import Library, read_plan_info
 from .record import ExportRecord
 from .triton_config import (
     CONFIG,
@@ -125,6 +125,23 @@ def write_triton(
     return models
 
 
+def require_library(library: Library, plan: Path | str) -> None:
+    """Refuse a plan of another library than Triton's backend is made of.
+
+    Args:
+        library: That built it, or is going to.
+        plan: Its name, for the message.
+
+    Raises:
+        ExportError: If it is not TensorRT.
+    """
+    if library != "tensorrt":
+        raise ExportError(
+            f"{plan}: must be built by tensorrt for Triton's backend, got {library}. Build it with "
+            "tensorrt, which needs a GPU, or leave out --fmt trt to serve the ONNX model."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     """A checked export: what to copy, and what the copy is."""
@@ -184,27 +201,19 @@ def _needed_files(folder: Path, config: TritonConfig) -> dict[str, str]:
 
 def _plan_capabilities(folder: Path, config: TritonConfig) -> tuple[str, ...]:
     info = read_plan_info(folder)
-    _require_loadable(info, folder / PLAN_FILE)
+    require_library(info.library, folder / PLAN_FILE)
+    if info.stripped:
+        raise ExportError(
+            f"{folder / PLAN_FILE}: must hold its weights, which Triton cannot put in, got a "
+            "stripped plan. Build it without --strip."
+        )
     least, _, most = info.batch
     if least > 1 or config.max_batch_size > most:
         raise ExportError(
             f"{folder / PLAN_FILE}: must take batches of 1 to {config.max_batch_size}, got a plan "
-            f"for {least} to {most}. Build it for these, or give another --max-batch-size."
+            f"for {least} to {most}. Build it again with another --batch."
         )
     return () if info.hardware_compatibility == "ampere_plus" else info.compute_capabilities
-
-
-def _require_loadable(info: PlanInfo, path: Path) -> None:
-    if info.library != "tensorrt":
-        raise ExportError(
-            f"{path}: must be built by tensorrt for Triton's backend, got {info.library}. "
-            "Build it with tensorrt, or serve the ONNX model."
-        )
-    if info.stripped:
-        raise ExportError(
-            f"{path}: must hold its weights, which Triton cannot put in, got a stripped plan. "
-            "Build it without stripping."
-        )
 
 
 def _build(

@@ -168,10 +168,31 @@ def test_several_tasks_go_into_one_triton_repository(tmp_path: Path) -> None:
     assert (out / "pets/1/model.onnx/model.safetensors").is_file()
 
 
-def test_triton_without_a_repository_is_a_usage_error(tmp_path: Path) -> None:
-    result = run("--task", "pets", "--fmt", "triton", "--store", tmp_path)
-    assert result.exit_code == 2
-    assert "--out" in result.output
+def test_triton_serves_the_quantised_model_if_that_is_asked_for(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path / "store")
+    out = tmp_path / "models"
+    result = run(
+        "--task", "pets", "--fmt", "triton", "--quantize", "int8", "--max-loss", 1,
+        "--store", store.root, "--images", 1, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    quantised = artifact.path / "exports/fp32/model.int8.onnx"
+    assert (out / "pets/1/model.onnx").read_bytes() == quantised.read_bytes()
+    assert "KIND_CPU" in (out / "pets/config.pbtxt").read_text()
+
+
+def test_as_many_versions_as_asked_for_stay_in_the_triton_repository(tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    for seed, kept in ((0, ["1"]), (1, ["1", "2"]), (2, ["2", "3"])):
+        make_stored_task(tmp_path / "store", seed=seed)
+        result = run(
+            "--task", "pets", "--fmt", "triton", "--keep-versions", 2,
+            "--store", tmp_path / "store", "--images", 1, "--out", out,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        names = (path.name for path in (out / "pets").iterdir())
+        assert sorted(name for name in names if name.isdecimal()) == kept
+    assert "num_versions: 2" in (out / "pets/config.pbtxt").read_text()
 
 
 def test_quantising_is_measured_and_refused_past_its_bound(tmp_path: Path) -> None:

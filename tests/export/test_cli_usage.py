@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
@@ -8,7 +9,7 @@ import typer.main
 from onnx.external_data_helper import uses_external_data
 from typer.testing import CliRunner, Result
 
-from glora_deploy.export.cli import HUB, TRT, app
+from glora_deploy.export.cli import HUB, TRITON, TRT, app
 from stored_tasks import make_stored_task
 
 PANEL_OPTIONS = {
@@ -19,6 +20,7 @@ PANEL_OPTIONS = {
     ("--timing-cache", "timings"): "--fmt trt",
     ("--refit",): "--fmt trt",
     ("--strip",): "--fmt trt",
+    ("--keep-versions", "2"): "--fmt triton",
     ("--private",): "--push",
     ("--license", "mit"): "--push",
 }
@@ -28,6 +30,9 @@ OTHER_OPTIONS = {
     ("--revision", "main"): "--push",
     ("--token", "hf_any"): "--push",
 }
+
+
+TRITON_PLAN = ["--fmt", "triton", "--fmt", "trt", "--out", "models"]
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +94,12 @@ def test_a_token_in_the_environment_is_no_option_before_a_subcommand(
         (["--push", "user"], "--push: 'user': must be USER/NAME, got no user or organisation"),
         (["--push", "datasets/ann/pets"], "--push: datasets/ann/pets: must be a model repository"),
         (["--push", "ann/pets", "--task", "cats"], "--push: takes one --task at a time"),
+        (["--fmt", "triton"], "--out: name the model repository"),
+        ([*TRITON_PLAN, "--quantize", "int8"], "--quantize: Triton serves one model of a task"),
+        ([*TRITON_PLAN, "--backend", "rtx"], "--backend: Triton loads no plan of rtx"),
+        ([*TRITON_PLAN, "--strip"], "--strip: Triton cannot put the weights into a plan"),
+        ([*TRITON_PLAN, "--batch", "2,4,8"], "--batch: must begin with 1 for --fmt triton"),
+        ([*TRITON_PLAN, "--keep-versions", "0"], "'--keep-versions': "),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -101,6 +112,22 @@ def test_wrong_usage_names_the_option_and_nothing_is_exported(
     assert not (artifact.path / "exports").exists()
 
 
+def test_a_plan_that_triton_could_not_load_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx installed")
+    if find_spec("tensorrt") is not None:
+        pytest.skip("tensorrt is installed, whose plans Triton loads")
+    _, artifact = make_stored_task(tmp_path / "store")
+    out = tmp_path / "models"
+    result = run("--task", "pets", "--store", tmp_path / "store", *TRITON_PLAN[:-1], out)
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "must be built by tensorrt for Triton's backend, got tensorrt_rtx" in result.stderr
+    assert not (artifact.path / "exports").exists()
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("option", "needed"), (PANEL_OPTIONS | OTHER_OPTIONS).items())
 def test_an_option_that_would_be_ignored_is_refused(option: tuple[str, ...], needed: str) -> None:
     text = message(run("--task", "pets", "--fmt", "merged", *option))
@@ -109,7 +136,11 @@ def test_an_option_that_would_be_ignored_is_refused(option: tuple[str, ...], nee
 
 def test_every_option_of_a_library_is_refused_where_it_has_no_effect() -> None:
     parameters = typer.main.get_command(app).params
-    panels = {p.opts[0] for p in parameters if getattr(p, "rich_help_panel", None) in (TRT, HUB)}
+    panels = {
+        parameter.opts[0]
+        for parameter in parameters
+        if getattr(parameter, "rich_help_panel", None) in (TRT, TRITON, HUB)
+    }
     assert panels - {"--push"} == {option for option, *_ in PANEL_OPTIONS}
 
 
