@@ -58,7 +58,7 @@ class FormatName(Enum):
     triton = "triton"
 
 
-TRT, TRITON, HUB = "TensorRT", "Triton", "Hugging Face Hub"
+INT8, TRT, TRITON, HUB = "int8", "TensorRT", "Triton", "Hugging Face Hub"
 
 EPILOG = """
 **Examples**
@@ -66,6 +66,8 @@ EPILOG = """
 `python -m glora_deploy.export --task digits --fmt onnx` merge, prove, write model.onnx
 
 `python -m glora_deploy.export --task digits --fmt onnx --precision fp16 --single-file`
+
+`python -m glora_deploy.export --task digits --quantize int8 --keep-float 'blocks.*.mlp.fc2'`
 
 `python -m glora_deploy.export --task svhn --fmt trt --precision fp16 --batch 1,8,64`
 
@@ -108,15 +110,44 @@ def export_command(
         typer.Option(
             help="Also write model.int8.onnx for ONNX Runtime on CPU, calibrated on the task's "
             "validation images and measured on its test images; with triton, what is served.",
+            rich_help_panel=INT8,
             show_default=False,
         ),
     ] = None,
     max_loss: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Share of test accuracy that --quantize may cost at the most."
+            min=0,
+            max=1,
+            help="Share of test accuracy that int8 may cost at most.",
+            rich_help_panel=INT8,
         ),
     ] = 0.01,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Layers that stay float, such as 'blocks.*.mlp.fc2'; may be given several times.",
+            rich_help_panel=INT8,
+            show_default=False,
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Validation images to take the ranges of activations from.",
+            rich_help_panel=INT8,
+        ),
+    ] = 128,
+    seven_bit: Annotated[
+        bool,
+        typer.Option(
+            "--seven-bit",
+            help="Leave out one bit of each weight, for x86 CPUs without VNNI.",
+            rich_help_panel=INT8,
+        ),
+    ] = False,
     images: ImagesOption = 32,
     max_error: MaxErrorOption = None,
     backbone: BackboneOption = None,
@@ -220,7 +251,12 @@ def export_command(
             single_file=single_file,
             n_images=images,
             limits=limits_with(precision, max_error),
-            quantize=QuantizeConfig(max_loss=max_loss),
+            quantize=QuantizeConfig(
+                max_loss=max_loss,
+                n_calibration=calibration_images,
+                keep_float=tuple(keep_float or ()),
+                seven_bit=seven_bit,
+            ),
             plan=plan,
         )
         with steps(f"{name} {precision}", quiet) as on_step:

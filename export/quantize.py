@@ -126,7 +126,7 @@ def quantize(
             kept_float=kept,
         )
         if report.loss > config.max_loss:
-            raise ExportError(_refusal(folder, report))
+            raise ExportError(_refusal(report))
         flush(draft)
         draft.replace(folder / INT8_FILE)
     write_durable(folder / INT8_REPORT_FILE, report.to_json())
@@ -185,7 +185,7 @@ def _choose(model: onnx.ModelProto, keep_float: Sequence[str]) -> tuple[list[str
     for pattern in keep_float:
         if not any(fnmatchcase(layer, pattern) for layer in layers.values()):
             raise ExportError(
-                f"keep_float: {pattern!r} must match a layer with weights, got none. "
+                f"--keep-float: {pattern!r} must match a layer with weights, got none. "
                 f"Layers here: {', '.join(list(layers.values())[:4])}, ..."
             )
     ends = (model.graph.input[0].name, model.graph.output[0].name)
@@ -230,14 +230,15 @@ def _time(before: OnnxSession, after: OnnxSession, images: _Images) -> tuple[Lat
     return tuple(time_models(before, after, full[:n]) for n in (1, BATCH))
 
 
-def _refusal(folder: Path, report: QuantizeReport) -> str:
+def _refusal(report: QuantizeReport) -> str:
     lost = f"loses {100 * report.loss:.1f} points of top-1"
     if report.accuracy is not None:
         lost += f" ({report.accuracy.before:.1%} to {report.accuracy.after:.1%})"
     return (
-        f"{folder / INT8_FILE}: must lose at most {100 * report.max_loss:g} percentage points, "
-        f"{lost} on {report.n_test} images. Keep layers in float, such as blocks.*.mlp.fc2, "
-        "calibrate on more images, or allow more."
+        f"{report.task}/{report.version}: int8 must lose at most {100 * report.max_loss:g} "
+        f"percentage points, {lost} on {report.n_test} images. Keep layers in float (--keep-float "
+        "'blocks.*.mlp.fc2'), calibrate on more images (--calibration-images), or allow more "
+        "(--max-loss)."
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
+from glora_deploy.export.int8_report import QuantizeReport
 from stored_tasks import make_stored_task
 
 
@@ -195,13 +196,29 @@ def test_as_many_versions_as_asked_for_stay_in_the_triton_repository(tmp_path: P
     assert "num_versions: 2" in (out / "pets/config.pbtxt").read_text()
 
 
-def test_quantising_is_measured_and_refused_past_its_bound(tmp_path: Path) -> None:
+def test_quantising_is_measured(tmp_path: Path) -> None:
     _, artifact = make_stored_task(tmp_path)
     arguments = ["--task", "pets", "--store", tmp_path, "--images", 1, "--quantize", "int8"]
     result = run(*arguments, "--max-loss", 1)
     assert result.exit_code == 0, result.output
     assert "times as fast at batch 8" in result.output
     assert (artifact.path / "exports/fp32/model.int8.onnx").is_file()
+    report = QuantizeReport.read(artifact.path / "exports/fp32")
+    assert (report.n_calibration, report.seven_bit) == (128, False)
+
+
+def test_how_to_quantise_reaches_the_quantiser(tmp_path: Path) -> None:
+    _, artifact = make_stored_task(tmp_path)
+    result = run(
+        "--task", "pets", "--store", tmp_path, "--images", 1, "--quantize", "int8",
+        "--max-loss", 1, "--keep-float", "blocks.*.mlp.fc2", "--keep-float", "blocks.0.attn.proj",
+        "--calibration-images", 9, "--seven-bit",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = QuantizeReport.read(artifact.path / "exports/fp32")
+    assert (report.n_calibration, report.seven_bit, report.max_loss) == (9, True, 1)
+    kept = {"blocks.0.mlp.fc2", "blocks.1.mlp.fc2", "blocks.0.attn.proj"}
+    assert set(report.kept_float) == {"patch_embed.proj", "head", *kept}
 
 
 def test_one_self_contained_model_is_built_into_a_plan_too(tmp_path: Path) -> None:

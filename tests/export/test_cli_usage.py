@@ -9,10 +9,14 @@ import typer.main
 from onnx.external_data_helper import uses_external_data
 from typer.testing import CliRunner, Result
 
-from glora_deploy.export.cli import HUB, TRITON, TRT, app
+from glora_deploy.export.cli import HUB, INT8, TRITON, TRT, app
 from stored_tasks import make_stored_task
 
 PANEL_OPTIONS = {
+    ("--max-loss", "0.5"): "--quantize int8",
+    ("--keep-float", "head"): "--quantize int8",
+    ("--calibration-images", "9"): "--quantize int8",
+    ("--seven-bit",): "--quantize int8",
     ("--batch", "1,2,4"): "--fmt trt or triton",
     ("--backend", "rtx"): "--fmt trt",
     ("--compute-capability", "8.9"): "--fmt trt",
@@ -26,7 +30,6 @@ PANEL_OPTIONS = {
 }
 OTHER_OPTIONS = {
     ("--single-file",): "--fmt onnx, trt or triton, or --quantize int8",
-    ("--max-loss", "0.5"): "--quantize int8",
     ("--revision", "main"): "--push",
     ("--token", "hf_any"): "--push",
 }
@@ -139,9 +142,9 @@ def test_every_option_of_a_library_is_refused_where_it_has_no_effect() -> None:
     panels = {
         parameter.opts[0]
         for parameter in parameters
-        if getattr(parameter, "rich_help_panel", None) in (TRT, TRITON, HUB)
+        if getattr(parameter, "rich_help_panel", None) in (INT8, TRT, TRITON, HUB)
     }
-    assert panels - {"--push"} == {option for option, *_ in PANEL_OPTIONS}
+    assert panels - {"--push", "--quantize"} == {option for option, *_ in PANEL_OPTIONS}
 
 
 def test_options_of_a_plan_have_no_effect_on_an_onnx_model_in_a_triton_repository() -> None:
