@@ -164,13 +164,19 @@ def _build(
     onnx_path: Path, weights_path: Path, config: PlanConfig, file: BinaryIO, on_step: OnStep
 ) -> _Built:
     library, name = load_tensorrt(config.backend)
+    # Before the library tries: it would write what it thinks of it straight to stderr.
+    if (config.refit or config.strip) and find_gpu() is None:
+        raise ExportError(
+            f"{PLAN_FILE}: a refittable or stripped plan must be built on a GPU, also with {name}, "
+            "got none. Leave out --refit and --strip."
+        )
     logger = logger_of(library)
     logger.errors.clear()
     builder: Builder = library.Builder(logger)
     network = parse_network(library, logger, builder, onnx_path, weights_path, config.precision)
     settings = _settings(library, name, builder, network, config)
     if not _serialize(library, builder, network, settings, file, on_step):
-        raise ExportError(_why_no_plan(onnx_path, name, config, logger.errors))
+        raise ExportError(_why_no_plan(onnx_path, name, logger.errors))
     if config.timing_cache is not None:
         timings: Any = settings.get_timing_cache().serialize()
         with _replacing(config.timing_cache) as cache:
@@ -220,7 +226,7 @@ def _set_hardware_compatibility(
     # TensorRT-RTX has the levels, and warns that it does not support them.
     if name != "tensorrt" or level.upper() not in levels:
         raise ExportError(
-            f"hardware_compatibility must be left out with {name} {library.__version__}, "
+            f"--hardware-compatibility must be left out with {name} {library.__version__}, "
             f"which does not offer {level}."
         )
     settings.hardware_compatibility_level = levels[level.upper()]
@@ -231,8 +237,8 @@ def _set_compute_capabilities(
 ) -> None:
     if not hasattr(settings, "set_compute_capability"):
         raise ExportError(
-            f"compute_capabilities must be left out with {name} {library.__version__}, which "
-            "builds for the GPU of this machine. Use hardware_compatibility, or the backend rtx."
+            f"--compute-capability must be left out with {name} {library.__version__}, which "
+            "builds for the GPU of this machine. Use --hardware-compatibility, or --backend rtx."
         )
     offered = {
         f"{member[2:-1]}.{member[-1]}": value
@@ -243,7 +249,7 @@ def _set_compute_capabilities(
     for index, capability in enumerate(wanted):
         if capability not in offered:
             raise ExportError(
-                f"compute_capabilities must be of {', '.join(offered)} with {name} "
+                f"--compute-capability must be of {', '.join(offered)} with {name} "
                 f"{library.__version__}, got {capability}."
             )
         settings.set_compute_capability(offered[capability], index)
@@ -252,7 +258,7 @@ def _set_compute_capabilities(
 def _set_timing_cache(name: Library, settings: BuilderConfig, path: Path) -> None:
     if name != "tensorrt":
         raise ExportError(
-            f"timing_cache must be left out with {name}, which times nothing when it builds."
+            f"--timing-cache must be left out with {name}, which times nothing when it builds."
         )
     saved = path.read_bytes() if path.exists() else b""
     if not settings.set_timing_cache(settings.create_timing_cache(saved), False):
@@ -317,13 +323,7 @@ def _watch(job: Future[bool], weights: mmap.mmap, text: Callable[[], str], on_st
             told = now
 
 
-def _why_no_plan(path: Path, name: Library, config: PlanConfig, errors: list[str]) -> str:
+def _why_no_plan(path: Path, name: Library, errors: list[str]) -> str:
     # Without a driver, whatever failed is followed by the library's failure to clean up.
     reasons = [error for error in errors if "catchCudaError" not in error]
-    asks_cuda = any("CUDA" in reason for reason in reasons)
-    if (config.refit or config.strip) and asks_cuda and find_gpu() is None:
-        return (
-            f"{path}: a refittable or stripped plan must be built on a GPU with {name}, got none. "
-            "Leave out refit and strip."
-        )
-    return f"{path}: {name} must build a plan, got {listed(reasons)}"
+    return f"{path.name}: {name} must build a plan, got {listed(reasons)}"
