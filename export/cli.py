@@ -219,7 +219,9 @@ def export_command(
         return
     wanted = [name.value for name in fmt or [FormatName.merged]]
     wanted += [quantize] if quantize else []
-    require_export(context, task or [], wanted, precision=precision, out=out, push=push)
+    require_export(
+        context, task or [], wanted, precision=precision, store=store, out=out, push=push
+    )
     assert task is not None
     formats = _files_of(wanted)
     plan = PlanConfig(

@@ -44,6 +44,7 @@ def require_export(
     wanted: Collection[str],
     *,
     precision: Precision,
+    store: Path,
     out: Path | None,
     push: str | None,
 ) -> None:
@@ -54,6 +55,7 @@ def require_export(
         tasks: Names.
         wanted: What is to be written: values of ``--fmt`` and ``--quantize``.
         precision: Of the weights.
+        store: Folder of the artifact store.
         out: Folder for a copy or for a Triton repository.
         push: Repository on the Hub.
 
@@ -66,6 +68,12 @@ def require_export(
         raise typer.BadParameter("name the model repository: --out DIR", param_hint="--out")
     if len(tasks) > 1 and out and "triton" not in wanted:
         raise typer.BadParameter("takes one --task at a time", param_hint="--out")
+    if out is not None and out.resolve().is_relative_to(store.resolve()):
+        raise typer.BadParameter(
+            f"must lie outside the artifact store {store}, where 'glora verify' would report the "
+            f"files, got {out}. The store keeps the export without --out",
+            param_hint="--out",
+        )
     if "int8" in wanted and precision != "fp32":
         raise typer.BadParameter(
             f"int8 is quantised from fp32. Leave out --precision {precision}",

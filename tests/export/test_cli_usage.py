@@ -115,6 +115,25 @@ def test_wrong_usage_names_the_option_and_nothing_is_exported(
     assert not (artifact.path / "exports").exists()
 
 
+@pytest.mark.parametrize("fmt", ["onnx", "triton"])
+@pytest.mark.parametrize("place", ["store", "store/models", "store/pets/v1/exports/fp32", "link/x"])
+def test_a_copy_into_the_store_is_refused(tmp_path: Path, place: str, fmt: str) -> None:
+    _, artifact = make_stored_task(tmp_path / "store")
+    (tmp_path / "link").symlink_to("store")
+    command = ["--task", "pets", "--store", tmp_path / "store", "--fmt", fmt, "--images", 1]
+    text = message(run(*command, "--out", tmp_path / place))
+    assert text.startswith("Invalid value for --out: must lie outside the artifact store")
+    assert not (artifact.path / "exports").exists()
+
+
+def test_a_copy_beside_the_store_is_outside_it_however_alike_the_names(tmp_path: Path) -> None:
+    make_stored_task(tmp_path / "store")
+    out = tmp_path / "store.copies"
+    result = run("--task", "pets", "--store", tmp_path / "store", "--images", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert (out / "model.safetensors").is_file()
+
+
 def test_a_plan_that_triton_could_not_load_is_refused_before_anything_is_made(
     tmp_path: Path,
 ) -> None:
