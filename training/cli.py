@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import Progress, TaskID
 
-from glora_deploy.console import make_table, one_line_errors, progress_bars, stdout
+from glora_deploy.console import make_table, one_line_errors, progress_bars, stdout, wrong_usage_of
 from glora_deploy.paths import LayerKind
 
 from .config import DEMO_LR, Method, RunConfig, Schedule, SearchConfig, TrainConfig
@@ -126,18 +127,25 @@ def train(
         search = {
             "population": population,
             "generations": generations,
-            "max_parameters": parse_count(max_parameters) if max_parameters else None,
         }
+        if max_parameters is not None:
+            with wrong_usage_of("--max-parameters"):
+                search["max_parameters"] = parse_count(max_parameters)
         changes = {
             "epochs": epochs,
             "batch_size": batch_size,
             "lr": DEMO_LR if lr is None and (backbone, schedule) == ("demo-vit", "short") else lr,
             "drop_path": drop_path,
-            "ranks": _numbers(ranks, "--ranks") if ranks else None,
-            "kinds": cast(tuple[LayerKind, ...], tuple(layers.split(","))),
             "include": tuple(include) if include else None,
             "exclude": tuple(exclude) if exclude else None,
         }
+        training = TrainConfig.preset(schedule, **_given(changes))
+        if ranks is not None:
+            with wrong_usage_of("--ranks"):
+                training = replace(training, ranks=_numbers(ranks))
+        with wrong_usage_of("--layers"):
+            kinds = cast(tuple[LayerKind, ...], tuple(layers.split(",")))
+            training = replace(training, kinds=kinds)
         config = RunConfig(
             task=task,
             data=data or task,
@@ -145,7 +153,7 @@ def train(
             weights=checkpoint,
             input_size=input_size,
             method=method,
-            train=TrainConfig.preset(schedule, **_given(changes)),
+            train=training,
             search=SearchConfig.preset(schedule, **_given(search)),
             seed=seed,
             device=device,
@@ -174,11 +182,11 @@ def parse_count(text: str) -> int:
     return round(float(match[1]) * {"": 1, "k": 1_000, "M": 1_000_000}[match[2]])
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{option} must be numbers such as 8,4, got {text!r}") from None
+        raise ValueError(f"must be numbers such as 8,4, got {text!r}") from None
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -113,6 +113,8 @@ class TrainConfig:
     def preset(cls, schedule: Schedule, **changes: Any) -> TrainConfig:
         """The documented values of a schedule, with some of them changed.
 
+        With no more epochs than the schedule warms up for, all but the last warm up.
+
         Raises:
             ValueError: If there is no such schedule, or a value is out of bounds.
 
@@ -120,7 +122,10 @@ class TrainConfig:
         500
         """
         _require_schedule(schedule)
-        return cls(schedule=schedule, **(_TRAIN_PRESETS[schedule] | changes))
+        values = _TRAIN_PRESETS[schedule] | changes
+        if "warmup_epochs" not in changes:
+            values["warmup_epochs"] = max(0, min(values["warmup_epochs"], values["epochs"] - 1))
+        return cls(schedule=schedule, **values)
 
 
 _TRAIN_PRESETS: dict[Schedule, dict[str, Any]] = {

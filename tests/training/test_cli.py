@@ -28,11 +28,8 @@ WRONG = [
         "backbone 'vit_colossal' must be demo-vit",
     ),
     (("--task", "digits", "--checkpoint", "missing.npz"), "missing.npz"),
-    (("--task", "digits", "--ranks", "8;4"), "--ranks must be numbers such as 8,4, got '8;4'"),
-    (("--task", "digits", "--layers", "linear,attention"), "kinds must be one or more of"),
     (("--task", "digits", "--epochs", "0"), "epochs must be at least 1, got 0"),
     (("--task", "digits", "--lr", "-1"), "lr must be finite and above 0, got -1.0"),
-    (("--task", "digits", "--max-parameters", "many"), "a count must look like 150000, 150k"),
     (("--task", "digits", "--include", "nothing"), "no linear layer matches"),
     (("--task", "digits", "--version", "a/b"), "version must be 1 to 64 of"),
     (("--task", "digits", "--method", "lora", "--retrain"), "retrain must go with method glora"),
@@ -105,6 +102,35 @@ def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--ranks", "8;4", "must be numbers such as 8,4, got '8;4'"),
+        ("--ranks", "", "must be numbers such as 8,4, got ''"),
+        ("--ranks", "4,4", "ranks must be one or more distinct numbers of at least 1, got (4, 4)"),
+        ("--layers", "linear,attention", "kinds must be one or more of"),
+        ("--max-parameters", "many", "a count must look like 150000, 150k or 0.5M, got 'many'"),
+        ("--max-parameters", "", "a count must look like 150000, 150k or 0.5M, got ''"),
+    ],
+)
+def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
+    option: str,
+    value: str,
+    rule: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("--task", "digits", option, value, monkeypatch=monkeypatch) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    # Out of its frame and on one line.
+    text = " ".join(line.strip("│ ") for line in captured.err.splitlines())
+    assert f"Invalid value for {option}: {rule}" in text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_device_that_is_not_there_is_a_failure_and_not_wrong_usage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +178,13 @@ def test_the_help_shows_worked_examples(
     shown = capsys.readouterr().out
     assert "glora-train --task digits --compare-lora --max-parameters 50k" in shown
     assert "vtab:vtab-1k/svhn" in shown
+
+
+def test_one_epoch_is_enough_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ("--epochs", "1", "--population", "1", "--generations", "0")
+    command = ("--task", "digits", *size, "--store", str(tmp_path), "--quiet")
+    assert call(*command, monkeypatch=monkeypatch) == 0
+    assert ArtifactStore.open(tmp_path).get("digits").manifest.training.epochs == 1
 
 
 def test_three_epochs_on_real_digits_beat_chance_by_far(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
+from glora_deploy.training.config import RunConfig, Schedule, SearchConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,16 @@ from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
 def test_a_training_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig.preset("short", **change)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "warmup"),
+    [("short", 15, 1), ("short", 2, 1), ("short", 1, 0), ("paper", 11, 10), ("paper", 10, 9)],
+)
+def test_the_warm_up_of_a_schedule_ends_before_the_epochs_asked_for(
+    schedule: Schedule, epochs: int, warmup: int
+) -> None:
+    assert TrainConfig.preset(schedule, epochs=epochs).warmup_epochs == warmup
 
 
 @pytest.mark.parametrize(
