@@ -31,6 +31,7 @@ from .cli_common import (
     open_task,
     print_int8,
     print_report,
+    print_sizes,
     steps,
 )
 from .cli_usage import require_export, require_none_given, require_triton
@@ -243,7 +244,11 @@ def export_command(
 
     def export_one(name: str) -> None:
         opened, artifact = open_task(store, name, version, backbone, checkpoint)
-        # torch and ONNX take seconds to import: after the cheap mistakes are found.
+        if push:
+            from .hub import require_pushable
+
+            require_pushable(push, revision, token=token, on_step=hub_steps(quiet))
+        # ONNX takes a second to import: after the cheap mistakes are found.
         from .build import ExportConfig, copy_out, export
         from .quantize import QuantizeConfig
 
@@ -267,6 +272,8 @@ def export_command(
             print_report(done.report)
             if quantize:
                 print_int8(done.folder)
+            if "delta" in formats:
+                print_sizes(done.record)
             stdout.print(f"{done.folder}: {', '.join(sorted(done.record.files))}", soft_wrap=True)
         done.report.require_passed()
         if out and "triton" not in wanted:

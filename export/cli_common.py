@@ -21,6 +21,9 @@ from glora_deploy.console import (
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
 from glora_deploy.store import ArtifactStore
 
+from .files import FILES, WEIGHTS_FILE
+from .record import ExportRecord
+
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the artifact store.")]
 VersionOption = Annotated[
     str | None,
@@ -174,3 +177,14 @@ def print_int8(folder: Path) -> None:
     speed = ", ".join(f"{t.speedup:.2f} times as fast at batch {t.batch}" for t in report.latency)
     size = report.int8_bytes / report.float_bytes
     stdout.print(f"int8: {cost}; {speed}; {size:.0%} of the bytes", soft_wrap=True)
+
+
+def print_sizes(record: ExportRecord) -> None:
+    """What the delta takes beside the merged weights that it stands for."""
+    adapter, _ = FILES["delta"]
+    delta, merged = (record.files[name].size_bytes for name in (adapter, WEIGHTS_FILE))
+    stdout.print(
+        f"delta: {delta / 1e6:.2f} MB in {record.precision}, {delta / merged:.1%} of the "
+        f"{merged / 1e6:.2f} MB of merged weights",
+        soft_wrap=True,
+    )

@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact
-from glora_deploy.backbone import Backbone, load_backbone
 from glora_deploy.errors import HubError, ParityError, StoreError
 from glora_deploy.manifest import Manifest
 from glora_deploy.parity import PARITY_FILE, Report
@@ -26,6 +26,9 @@ from .model_card import is_ours, model_card
 from .record import ExportRecord
 from .stored_backbone import provide_backbone, require_same_backbone
 from .to_onnx import is_self_contained
+
+if TYPE_CHECKING:  # it brings torch, which neither a push nor most pulls need
+    from glora_deploy.backbone import Backbone
 
 HUB_FOLDER = "glora"
 """Folder of the delta in a repository."""
@@ -338,6 +341,8 @@ def _missing_backbone(
             f"({recorded.fingerprint[:12]}..), which {store.root} does not keep. "
             "Give that file with --checkpoint."
         )
+    from glora_deploy.backbone import load_backbone
+
     on_step(f"fetching the backbone {recorded.source}")
     if checkpoint is None and kind == "random":
         checkpoint = recorded.source

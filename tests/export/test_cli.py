@@ -43,6 +43,20 @@ def test_an_export_prints_its_parity_and_where_the_files_lie(tmp_path: Path) -> 
     ]
 
 
+def test_the_bytes_of_a_delta_stand_beside_those_it_stands_for(tmp_path: Path) -> None:
+    _, artifact = make_stored_task(tmp_path)
+    result = run(
+        "--task", "pets", "--fmt", "delta", "--precision", "fp16", "--store", tmp_path,
+        "--images", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    folder = artifact.path / "exports" / "fp16"
+    delta = (folder / "delta" / "adapter.safetensors").stat().st_size / 1e6
+    merged = (folder / "model.safetensors").stat().st_size / 1e6
+    expected = f"delta: {delta:.2f} MB in fp16, {delta / merged:.1%} of the {merged:.2f} MB"
+    assert expected in result.output
+
+
 def test_a_failing_parity_check_exits_with_one_and_one_line(tmp_path: Path) -> None:
     make_stored_task(tmp_path)
     result = run("--task", "pets", "--store", tmp_path, "--images", 2, "--max-error", 0)

@@ -49,6 +49,17 @@ def test_a_pushed_task_is_pulled_into_another_store(tmp_path: Path, hub: HubServ
     assert theirs.read_bytes() == (artifact.path / "adapter.safetensors").read_bytes()
 
 
+def test_a_push_with_a_wrong_token_is_refused_before_the_export_is_made(
+    tmp_path: Path, hub: HubServer
+) -> None:
+    _, artifact = make_stored_task(tmp_path)
+    result = run("--task", "pets", "--store", tmp_path, "--push", "ann/pets", "--token", "hf_wrong")
+    assert result.exit_code == 1
+    assert "ann/pets: needs a valid token, got one that the Hub refuses" in result.stderr
+    assert not (artifact.path / "exports").exists()
+    assert hub.repos == {}
+
+
 @pytest.mark.parametrize(
     ("repo", "token", "message"),
     [
