@@ -19,6 +19,9 @@ from .files import MODEL_FILE, WEIGHTS_FILE
 from .skeleton import UNREAD
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
+_INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
+_RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
 
 
 def describe(
@@ -99,11 +102,11 @@ def write_onnx(
     """
     weights = folder / WEIGHTS_FILE
     model = attach(skeleton, weights, metadata)
-    if single_file:
-        _embed(model, weights)
     path = folder / MODEL_FILE
-    path.write_bytes(model.SerializeToString())
-    del model
+    if single_file:
+        _write_embedded(path, model, weights)
+    else:
+        path.write_bytes(model.SerializeToString())
     try:
         onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
@@ -144,17 +147,63 @@ def _require_same(model: onnx.ModelProto, places: Mapping[str, Place], path: Pat
         )
 
 
-def _embed(model: onnx.ModelProto, path: Path) -> None:
-    size = path.stat().st_size + model.ByteSize()
-    if size > _PROTOBUF_LIMIT_BYTES:
+def _write_embedded(path: Path, model: onnx.ModelProto, weights: Path) -> None:
+    """Write the model with its weights in it, copied one by one from their file.
+
+    protobuf itself wants the whole message in memory, twice, and takes seconds to put it together.
+    Its wire format is simple enough to write a graph field by field: a nested message is its tag,
+    its length and its bytes.
+    """
+    embedded = [(_without_place(weight), _place(weight)) for weight in _weights(model)]
+    inside = [t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(inside)
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    heads = []
+    for weight, (_, length) in embedded:
+        head = weight.SerializeToString() + _tag(_RAW_DATA) + _varint(length)
+        heads.append(_tag(_INITIALIZER) + _varint(len(head) + length) + head)
+    n_bytes = len(graph) + sum(map(len, heads)) + sum(length for _, (_, length) in embedded)
+    if n_bytes > _PROTOBUF_LIMIT_BYTES:
         raise ExportError(
-            f"{path.with_name(MODEL_FILE)}: one ONNX file must stay below 2 GiB, got "
-            f"{size / 2**30:.1f} GiB. Leave the weights in {WEIGHTS_FILE}."
+            f"{path}: one ONNX file must stay below 2 GiB, got {n_bytes / 2**30:.1f} GiB. "
+            f"Leave the weights in {WEIGHTS_FILE}."
         )
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for weight in _weights(model):
-            place = {entry.key: entry.value for entry in weight.external_data}
-            start = int(place["offset"])
-            weight.raw_data = data[start : start + int(place["length"])]
-            del weight.external_data[:]
-            weight.data_location = TensorProto.DEFAULT
+    with (
+        weights.open("rb") as source,
+        mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+        path.open("wb") as file,
+    ):
+        file.write(model.SerializeToString() + _tag(_GRAPH) + _varint(n_bytes) + graph)
+        for head, (_, (offset, length)) in zip(heads, embedded, strict=True):
+            file.write(head)
+            file.write(view[offset : offset + length])
+
+
+def _without_place(weight: TensorProto) -> TensorProto:
+    bare = TensorProto()
+    bare.CopyFrom(weight)
+    bare.ClearField("external_data")
+    bare.ClearField("data_location")
+    return bare
+
+
+def _place(weight: TensorProto) -> tuple[int, int]:
+    """Offset and length of an external tensor's bytes."""
+    place = {entry.key: entry.value for entry in weight.external_data}
+    return int(place["offset"]), int(place["length"])
+
+
+def _tag(field: int) -> bytes:
+    return _varint(field << 3 | 2)  # 2: followed by a length
+
+
+def _varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first."""
+    coded = bytearray()
+    while number > 0x7F:
+        coded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*coded, number])

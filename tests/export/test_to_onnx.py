@@ -67,6 +67,19 @@ def test_one_file_holds_the_weights_bit_for_bit_and_needs_no_other(tmp_path: Pat
     np.testing.assert_array_equal(OnnxSession(path).logits(make_images("vit")), beside)
 
 
+def test_one_file_is_what_protobuf_would_write_but_for_the_order(tmp_path: Path) -> None:
+    path = export(tmp_path, single_file=True)
+    found = onnx.load_model_from_string(path.read_bytes())
+    assert len(found.SerializeToString()) == path.stat().st_size
+    expected = attach(make_skeleton("vit"), tmp_path / "model.safetensors", METADATA)
+    onnx.load_external_data_for_model(expected, str(tmp_path))
+    for model in (found, expected):
+        for weight in model.graph.initializer:
+            weight.ClearField("data_location")
+        model.graph.initializer.sort(key=lambda weight: weight.name)
+    assert found == expected
+
+
 def test_another_safetensors_file_in_its_place_is_another_model(tmp_path: Path) -> None:
     path = export(tmp_path)
     before = OnnxSession(path).logits(make_images("vit"))
