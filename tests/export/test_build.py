@@ -21,6 +21,7 @@ from glora_deploy.backbone import build_empty
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, NonFiniteError, StoreError
 from glora_deploy.export.build import ExportConfig, copy_out, export, verify_export
 from glora_deploy.export.networks import torch_logits
+from glora_deploy.export.plan import PlanConfig, read_plan_info
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
@@ -325,3 +326,27 @@ def test_a_file_that_holds_its_weights_is_copied_out_alone(tmp_path: Path) -> No
         OnnxSession(tmp_path / "one" / "model.onnx").logits(images),
         OnnxSession(tmp_path / "two" / "model.onnx").logits(images),
     )
+
+
+@pytest.mark.tensorrt
+def test_a_plan_stays_as_it_was_built_until_its_graph_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx installed")
+    store, artifact = make_stored_task(tmp_path)
+    plan = PlanConfig(batch=(1, 2, 4))
+    first = export(store, artifact, ExportConfig(formats=("trt",), plan=plan, n_images=1))
+    before = (first.folder / "model.plan").read_bytes()
+    again = export(store, artifact, ExportConfig(formats=("onnx", "delta"), n_images=1))
+    assert again.record.formats == ("merged", "delta", "onnx", "trt")
+    assert (again.folder / "model.plan").read_bytes() == before
+    assert read_plan_info(again.folder).batch == (1, 2, 4)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    with caplog.at_level(logging.WARNING):
+        changed = export(
+            store, artifact, ExportConfig(formats=("onnx",), single_file=True, n_images=1)
+        )
+    assert changed.record.formats == ("merged", "delta", "onnx")
+    assert "The plan is not kept: ask for trt" in caplog.text
+    assert not list(changed.folder.glob("*plan*"))
+    assert store.verify() == []
