@@ -14,7 +14,7 @@ from glora_deploy.console import (
     INTERRUPTED,
     make_table,
     one_line_errors,
-    progress_bars,
+    progress_line,
     stderr,
     stdout,
 )
@@ -123,9 +123,9 @@ def limits_with(precision: Precision, max_error: float | None) -> dict[Precision
 @contextmanager
 def steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done and for how long."""
-    with progress_bars(quiet=quiet) as bars:
-        bar = bars.add_task(title, total=None, note="")
-        yield lambda step: bars.update(bar, advance=1, note=step)
+    with progress_line(quiet=quiet) as line:
+        job = line.add_task(title, total=None, note="")
+        yield lambda step: line.update(job, note=step)
 
 
 def hub_steps(quiet: bool) -> Callable[[str], None]:

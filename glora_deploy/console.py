@@ -16,6 +16,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -112,6 +113,18 @@ def progress_bars(*, quiet: bool = False) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=stderr,
+        disable=quiet,
+    )
+
+
+def progress_line(*, quiet: bool = False) -> Progress:
+    """A line on stderr for work of unknown length: description, time gone and ``note``."""
+    return _LazyProgress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
         console=stderr,
         disable=quiet,
