@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
+from glora_deploy.console import one_line_errors, stderr, stdout, wrong_usage_of
 from glora_deploy.parity import Precision
 from glora_deploy.store import ArtifactStore
 
@@ -275,6 +275,8 @@ def export_command(
             if "delta" in formats:
                 print_sizes(done.record)
             stdout.print(f"{done.folder}: {', '.join(sorted(done.record.files))}", soft_wrap=True)
+        if precision == "fp16" and "onnx" not in done.record.formats and not done.report.passed:
+            stderr.print("fp16: an ONNX model keeps in fp32 what fp16 cannot hold; add --fmt onnx")
         done.report.require_passed()
         if out and "triton" not in wanted:
             for path in copy_out(done, out, formats):

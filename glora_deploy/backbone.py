@@ -6,6 +6,7 @@ The only module that imports timm.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -211,11 +212,16 @@ def build_empty(name: str, model_args: Mapping[str, Any], n_classes: int) -> nn.
         ValueError: If timm cannot build it.
     """
     arguments = {**model_args, "num_classes": n_classes}
+    here = threading.get_ident()
+
+    def without_numbers(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or threading.get_ident() != here:  # the hook is every thread's
+            return None
+        return nn.Parameter(parameter.detach().to("meta"))
+
     with torch.random.fork_rng(devices=[]):
         # Not torch.device("meta") as context: that would empty the buffers no state dict holds too.
-        hook = register_module_parameter_registration_hook(
-            _without_numbers  # type: ignore[arg-type]  # torch documents a result, typed as None
-        )
+        hook = register_module_parameter_registration_hook(without_numbers)
         try:
             model = _create(name, arguments)
         except RuntimeError:  # computed with: "no data", or "not on the expected device"
@@ -250,12 +256,6 @@ def load_backbone_state(
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ArtifactError(f"{where}: weights do not fit: {'; '.join(problems[:3])}{more}")
     model.load_state_dict(given, strict=False)
-
-
-def _without_numbers(
-    module: nn.Module, name: str, parameter: nn.Parameter | None
-) -> nn.Parameter | None:
-    return None if parameter is None else nn.Parameter(parameter.detach().to("meta"))
 
 
 def _create(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import Backbone, load_backbone
 from glora_deploy.export.networks import write_reference
 from glora_deploy.export.stored_backbone import backbone_of
+from glora_deploy.fingerprint import fingerprint
 from glora_deploy.inject import extract_supports, find_layers, glora_layers, inject
 from glora_deploy.manifest import LayerRecord, ManifestDraft
 from glora_deploy.paths import LayerKind
@@ -33,6 +35,16 @@ def make_backbone(
     return load_backbone(
         name, checkpoint=f"random:{seed}", input_size=input_size, model_args=model_args
     )
+
+
+def make_overflowing_backbone() -> Backbone:
+    """The small ViT with hidden values of about 1e5, which the layer after them takes back."""
+    backbone = make_backbone()
+    backbone.tensors["blocks.1.norm2.weight"].mul_(500)
+    backbone.tensors["blocks.1.mlp.fc1.weight"].mul_(400)
+    backbone.tensors["blocks.1.mlp.fc2.weight"].div_(400)
+    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
+    return replace(backbone, fingerprint=fingerprint(tensors))
 
 
 def make_stored_task(

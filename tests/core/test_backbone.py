@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,21 @@ def test_an_empty_network_filled_with_a_backbone_computes_as_the_backbone_does(
     images = torch.randn(2, *backbone.input_size)
     with torch.inference_mode():
         assert torch.equal(network(images), whole(images))
+
+
+def test_what_another_thread_builds_meanwhile_keeps_its_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create = timm.create_model
+
+    def create_in_company(*args: Any, **kwargs: Any) -> torch.nn.Module:
+        with ThreadPoolExecutor(1) as other:
+            assert not other.submit(torch.nn.Linear, 2, 2).result().weight.is_meta
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create_in_company)
+    network = build_empty(VIT, NARROW, 3)
+    assert all(parameter.is_meta for parameter in network.parameters())
 
 
 def test_models_that_differ_in_kind_name_their_classifiers() -> None:

@@ -25,10 +25,15 @@ from glora_deploy.export.plan import PlanConfig, read_plan_info
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
-from glora_deploy.fingerprint import fingerprint
 from glora_deploy.parity import DEFAULT_LIMITS, Limits
 from glora_deploy.store import ArtifactStore
-from stored_tasks import LABELS, make_backbone, make_stored_task, merged_state
+from stored_tasks import (
+    LABELS,
+    make_backbone,
+    make_overflowing_backbone,
+    make_stored_task,
+    merged_state,
+)
 
 CONFIGS = {
     "vit": ("vit_tiny_patch16_224", {}),
@@ -175,13 +180,7 @@ def test_weights_beyond_half_precision_are_refused_and_nothing_is_left(tmp_path:
 def test_what_overflows_in_half_precision_is_kept_in_fp32_and_stays_on_record(
     tmp_path: Path,
 ) -> None:
-    backbone = make_backbone()
-    with torch.no_grad():  # hidden values of about 1e5, which the next layer takes back
-        backbone.tensors["blocks.1.norm2.weight"].mul_(500)
-        backbone.tensors["blocks.1.mlp.fc1.weight"].mul_(400)
-        backbone.tensors["blocks.1.mlp.fc2.weight"].div_(400)
-    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
-    backbone = replace(backbone, fingerprint=fingerprint(tensors))
+    backbone = make_overflowing_backbone()
     store, artifact = make_stored_task(tmp_path, backbone=backbone, kinds=["linear"])
     done = export(store, artifact, ExportConfig(formats=("onnx",), precision="fp16", n_images=4))
     assert done.report.passed

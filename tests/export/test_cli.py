@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
 from glora_deploy.export.int8_report import QuantizeReport
-from stored_tasks import make_stored_task
+from stored_tasks import make_overflowing_backbone, make_stored_task
 
 
 def run(*arguments: str | Path) -> Result:
@@ -64,6 +64,18 @@ def test_a_failing_parity_check_exits_with_one_and_one_line(tmp_path: Path) -> N
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: pets/v1 fp32: ")
     assert last.endswith("The export is marked unusable.")
+
+
+def test_weights_alone_that_overflow_in_fp16_are_told_of_the_onnx_model(tmp_path: Path) -> None:
+    make_stored_task(tmp_path, backbone=make_overflowing_backbone(), kinds=["linear"])
+    arguments = ["--task", "pets", "--precision", "fp16", "--store", tmp_path, "--images", 2]
+    alone = run(*arguments)
+    assert alone.exit_code == 1
+    assert "logits are not finite" in alone.stderr
+    assert "keeps in fp32 what fp16 cannot hold; add --fmt onnx" in alone.stderr
+    both = run(*arguments, "--fmt", "onnx")
+    assert both.exit_code == 0, both.output
+    assert "kept in fp32: blocks.1.mlp" in both.stdout
 
 
 def test_every_task_is_tried_and_one_failure_fails_the_run(tmp_path: Path) -> None:
