@@ -31,17 +31,13 @@ from glora_deploy.manifest import *
 from glora_deploy.paths import LayerPaths
 from glora_deploy.records import *
 from glora_deploy.store import ArtifactStore
-from dataclasses import asdict
 root = Path(sys.argv[1])
 backbone = make_backbone(sys.argv[2], input_size=224)
 layers = find_layers(backbone.build(10), exclude=backbone.classifier)
 paths = LayerPaths.parse("A=lora:4 B=lora:4 C=lora:4 D=vector E=vector")
 draft = ManifestDraft(
-    backbone=BackboneRecord(
-        name=backbone.architecture, model_args=dict(backbone.model_args), source=backbone.source,
-        fingerprint=backbone.fingerprint, classifier=backbone.classifier,
-        input_size=backbone.input_size),
-    preprocessing=PreprocessingRecord(**asdict(backbone.preprocessing)),
+    backbone=backbone.record(),
+    preprocessing=backbone.preprocessing_record(),
     labels=tuple(str(i) for i in range(10)),
     layers={n: LayerRecord.of(s, paths) for n, s in layers.items()},
     training=TrainingRecord(method="glora", schedule=None, data=None, splits_sha256=None, seed=None,

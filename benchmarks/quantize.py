@@ -16,7 +16,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +32,10 @@ from glora_deploy.export.int8_report import Batch, compare_models
 from glora_deploy.export.quantize import QuantizeConfig, quantize
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.inject import find_layers
-from glora_deploy.manifest import BackboneRecord, LayerRecord, ManifestDraft
+from glora_deploy.manifest import LayerRecord, ManifestDraft
 from glora_deploy.paths import LayerPaths
 from glora_deploy.preprocess import preprocess_batch
-from glora_deploy.records import PreprocessingRecord, TrainingRecord
+from glora_deploy.records import TrainingRecord
 from glora_deploy.store import ArtifactStore
 
 BATCH = 8
@@ -88,15 +87,8 @@ def store_task(
     layers = find_layers(model, kinds=("linear",), exclude=backbone.classifier)
     unknown = dict.fromkeys(TrainingRecord.model_fields)
     draft = ManifestDraft(
-        backbone=BackboneRecord(
-            name=backbone.architecture,
-            model_args=dict(backbone.model_args),
-            source=backbone.source,
-            fingerprint=backbone.fingerprint,
-            classifier=backbone.classifier,
-            input_size=backbone.input_size,
-        ),
-        preprocessing=PreprocessingRecord(**asdict(backbone.preprocessing)),
+        backbone=backbone.record(),
+        preprocessing=backbone.preprocessing_record(),
         labels=task.classes,
         layers={name: LayerRecord.of(shape, LayerPaths()) for name, shape in layers.items()},
         training=TrainingRecord(**{**unknown, "method": "ridge", "versions": {}, "settings": {}}),

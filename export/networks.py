@@ -26,7 +26,7 @@ from glora_deploy.manifest import Manifest
 from glora_deploy.merge import merge, split_by_layer
 from glora_deploy.tensor_file import TensorMap, create_tensor_file, map_tensors
 
-from .batches import BATCH, Logits
+from .batches import Logits
 
 
 def frozen_network(artifact: Artifact, backbone: Path) -> nn.Module:
@@ -123,16 +123,13 @@ def write_reference(path: Path, artifact: Artifact, backbone: Path) -> None:
 
 
 def torch_logits(model: nn.Module) -> Logits:
-    """Run a torch network in its own dtype on the CPU, a few images at a time."""
+    """Run a torch network in its own dtype on the CPU; the logits are widened to float64."""
     dtype = next(model.parameters()).dtype
 
     @torch.inference_mode()
     def logits(images: NDArray[Any]) -> NDArray[Any]:
-        found = [
-            model(torch.from_numpy(images[start : start + BATCH]).to(dtype)).double().numpy()
-            for start in range(0, len(images), BATCH)
-        ]
-        return np.concatenate(found)
+        found: NDArray[Any] = model(torch.from_numpy(images).to(dtype)).double().numpy()
+        return found
 
     return logits
 

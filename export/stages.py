@@ -59,7 +59,7 @@ class ExportStages:
         """The float64 merged network."""
         from .networks import write_reference
 
-        return self._run(lambda path: write_reference(path, self.artifact, self.backbone))
+        return self._of_file(lambda path: write_reference(path, self.artifact, self.backbone))
 
     def all(
         self, precision: Precision, formats: Collection[Format], overflow: Sequence[str] = ()
@@ -97,7 +97,7 @@ class ExportStages:
     def _merged(self, artifact: Artifact) -> Logits:
         """The network merged in fp32."""
         layers = artifact.manifest.shapes()
-        return self._run(
+        return self._of_file(
             lambda path: write_merged(path, self.backbone, artifact.tensors(), layers, metadata={})
         )
 
@@ -123,7 +123,8 @@ class ExportStages:
         least, _, most = engine.info.batch
         return within(engine.logits, least, most)
 
-    def _run(self, write: Callable[[Path], None]) -> Logits:
+    def _of_file(self, write: Callable[[Path], None]) -> Logits:
+        """The network whose weights ``write`` puts into a file."""
         from .networks import merged_network, torch_logits
 
         path = self.scratch / WEIGHTS_FILE

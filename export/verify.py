@@ -18,7 +18,7 @@ from .memory import trim
 from .stages import REFERENCE, SkipStage, Stage
 
 _Measured = Mapping[str, NDArray[Any]]
-"""Logits by what was fed in."""
+"""Logits ``(n, n_classes)`` by what was fed in."""
 
 
 def verify(
@@ -58,12 +58,12 @@ def verify(
     for stage in sorted(stages, key=lambda stage: stage.torch):
         on_step(stage.name)
         try:
-            found[stage.name] = _run(stage.load(), sets)
+            found[stage.name] = _measure(stage.load(), sets)
         except (SkipStage, MissingDependencyError) as reason:
             skipped[stage.name] = str(reason)
         trim()
     on_step(REFERENCE)
-    truth = _run(reference(), sets)
+    truth = _measure(reference(), sets)
     for name, logits in truth.items():
         if not np.isfinite(logits).all():
             raise NonFiniteError(f"{manifest.task}: the float64 logits of {name} must be finite")
@@ -78,10 +78,9 @@ def verify(
     )
 
 
-def _run(stage: Logits, sets: _Measured) -> _Measured:
+def _measure(run: Logits, sets: Mapping[str, NDArray[Any]]) -> _Measured:
     trim()
-    run = in_batches(stage)
-    return {name: run(images) for name, images in sets.items()}
+    return {name: in_batches(run)(images) for name, images in sets.items()}
 
 
 def _judge(

@@ -169,13 +169,14 @@ def merge_into(
 
     Raises:
         NonFiniteError: If a merged weight is not finite in target's dtype; names the layer.
+        ValueError: If a support belongs to none of the layers, or does not fit its own.
     """
     jobs: dict[str, MergeJob] = {}
     not_finite = []
     for layer, tensors in split_by_layer(supports, layers).items():
         module = target.get_submodule(layer)
         w0, b0 = frozen[f"{layer}.weight"], frozen.get(f"{layer}.bias")
-        out_w, out_b = module.weight, module.bias
+        out_w, out_b = module.weight, getattr(module, "bias", None)  # RMSNorm has no such attribute
         assert isinstance(out_w, Tensor)
         assert out_b is None or isinstance(out_b, Tensor)
         rows = out_w.shape[0]

@@ -276,12 +276,12 @@ def test_supports_that_do_not_fit_the_layer_are_refused(
         merge(base.weight, getattr(base, "bias", None), supports)
 
 
-def one_layer(d_in: int = 3, d_out: int = 2) -> nn.Sequential:
+def two_layers() -> nn.Sequential:
     return nn.Sequential(make_base("linear"), nn.ReLU(), nn.Linear(7, 2))
 
 
 def test_a_merged_weight_that_is_not_finite_is_refused_by_name() -> None:
-    network = one_layer()
+    network = two_layers()
     supports = {"2.B": torch.tensor([[float("inf")]])}
     with pytest.raises(NonFiniteError, match=r"2\.weight: the merged weight must be finite"):
         merge_model(network, supports)
@@ -292,10 +292,20 @@ def test_a_merged_weight_that_is_not_finite_is_refused_by_name() -> None:
         merge_model(network, large, dtype=torch.float16)
 
 
+def test_a_norm_without_bias_is_merged_in_place_too() -> None:
+    network = nn.Sequential(nn.RMSNorm(5))
+    supports = {"0.A": torch.full((5, 1), 0.5)}
+    expected = merge_model(network, supports).state_dict()
+    target = copy.deepcopy(network)
+    merge_into(target, network.state_dict(), supports, ["0"])
+    assert torch.equal(target.state_dict()["0.weight"], expected["0.weight"])
+    assert torch.equal(expected["0.weight"], torch.full((5,), 1.5))
+
+
 def test_a_support_that_does_not_fit_a_network_is_refused_with_the_name_of_its_layer() -> None:
     supports = {"0.E": torch.ones(7), "2.A": torch.ones(1, 7)}
     with pytest.raises(ValueError, match=r"^2: A must have shape \(2, 1\) .*, got \(1, 7\)$"):
-        merge_model(one_layer(), supports)
+        merge_model(two_layers(), supports)
 
 
 def test_supports_of_an_unknown_layer_are_refused() -> None:
@@ -308,7 +318,7 @@ def test_supports_of_an_unknown_layer_are_refused() -> None:
 )
 def test_a_network_has_supports_on_its_layers_only(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: no such layer among the 2 to adapt"):
-        merge_model(one_layer(), {name: torch.ones(1, 1)})
+        merge_model(two_layers(), {name: torch.ones(1, 1)})
 
 
 def test_supernet_layers_read_as_merged_weights_inside_attention() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,23 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     with pytest.raises(SystemExit) as stopped:
         main()
     return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Calls with wrong usage, which leaves nothing behind; what is said of it, out of its frame."""
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*arguments: str) -> str:
+        assert call(*arguments, monkeypatch=monkeypatch) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert list(tmp_path.iterdir()) == []
+        return " ".join(line.strip("│ ") for line in captured.err.splitlines())
+
+    return refused
 
 
 WRONG = [
@@ -88,18 +106,12 @@ def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
     option: str,
     value: str,
     allowed: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call("--task", "digits", option, value, monkeypatch=monkeypatch) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
+    said = refusal("--task", "digits", option, value)
     for word in (value, *allowed):
-        assert f"'{word}'" in captured.err
-    assert option in captured.err
-    assert list(tmp_path.iterdir()) == []
+        assert f"'{word}'" in said
+    assert option in said
 
 
 @pytest.mark.parametrize(
@@ -117,18 +129,10 @@ def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
     option: str,
     value: str,
     rule: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call("--task", "digits", option, value, monkeypatch=monkeypatch) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    # Out of its frame and on one line.
-    text = " ".join(line.strip("│ ") for line in captured.err.splitlines())
-    assert f"Invalid value for {option}: {rule}" in text
-    assert list(tmp_path.iterdir()) == []
+    said = refusal("--task", "digits", option, value)
+    assert f"Invalid value for {option}: {rule}" in said
 
 
 def test_a_device_that_is_not_there_is_a_failure_and_not_wrong_usage(
