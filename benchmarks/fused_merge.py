@@ -78,7 +78,7 @@ class Layer:
         """The merge in float64."""
         w0 = self.w0.double()
         s = {name: support.double() for name, support in self.supports.items()}
-        return (w0 + w0 * (s["A_d"] @ s["A_u"]) + s["B_d"] @ s["B_u"]).numpy()
+        return (w0 + w0 * (s["A_d"] @ s["A_u"]) + s["B_d"] @ s["B_u"]).cpu().numpy()
 
 
 def make_layer(d_out: int, d_in: int, generator: torch.Generator) -> Layer:
@@ -166,7 +166,7 @@ def merge_with_peft(layers: list[Layer]) -> Callable[[], object]:
     adapted = []
     for layer in layers:
         d_out, d_in = layer.w0.shape
-        base = torch.nn.Linear(d_in, d_out, device="meta").to_empty(device="cpu")
+        base = torch.nn.Linear(d_in, d_out, device="meta").to_empty(device=layer.w0.device)
         base.weight.data, base.bias.data = layer.w0, layer.b0
         adapted.append(GloraLinear(base, "task", config))
         for support in "AB":

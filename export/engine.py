@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glora_deploy.errors import ExportError
+from glora_deploy.errors import ExportError, NotRunnableError
 
 from .files import MODEL_FILE, PLAN_FILE
 from .plan import read_plan_info, require_runnable
@@ -41,7 +41,8 @@ class Engine:
     Raises:
         ArtifactError: If the files are missing or are not those of the sidecar.
         MissingDependencyError: If the library that built the plan is not installed.
-        ExportError: If the plan cannot run here; says why.
+        NotRunnableError: If this machine has no GPU that the plan runs on; says why.
+        ExportError: If the library refuses the plan for another reason.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,6 +60,7 @@ class Engine:
         logger.errors.clear()
         runtime: Runtime = library.Runtime(logger)
         plan = np.memmap(folder / PLAN_FILE, np.uint8, "r").data
+        require_covered(library, runtime, plan)
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise ExportError(f"{folder / PLAN_FILE}: {name} must load it, got {_last(logger)}")
@@ -217,6 +219,26 @@ def _fill(library: ModuleType, engine: CudaEngine, graph: Path) -> None:
     if not source.refit_from_file(str(graph)):
         raise ExportError(f"{graph}: must fill the stripped plan beside it, got {_last(logger)}")
     refit(library, refitter)
+
+
+def require_covered(library: ModuleType, runtime: Any, plan: memoryview) -> None:
+    """Check that the GPUs a plan is for, as the library knows them, include the one here.
+
+    TensorRT-RTX covers no data-centre GPU of Hopper's kind, though it is newer than Ampere.
+
+    Raises:
+        NotRunnableError: If they do not; names the GPU.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    _, diagnostics = runtime.get_engine_validity(plan)
+    if diagnostics & int(library.EngineInvalidityDiagnostics.UNSUPPORTED_CC):
+        gpu = find_gpu()
+        name = f"{gpu.name}, compute capability {gpu.capability}" if gpu else "none"
+        raise NotRunnableError(
+            f"{PLAN_FILE}: must run on a GPU that {library.__name__} supports, got {name}. "
+            "Build it with the other TensorRT library, or use the ONNX model."
+        )
 
 
 def _last(logger: Any) -> str:

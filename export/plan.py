@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from glora_deploy.errors import ArtifactError, ExportError
+from glora_deploy.errors import ArtifactError, ExportError, NotRunnableError
 from glora_deploy.parity import Precision
 from glora_deploy.records import Count, FileRecord, Line, Record, first_problem
 
@@ -146,7 +146,8 @@ def require_runnable(
         capability: Compute capability of the GPU here, such as ``8.6``; None without a GPU.
 
     Raises:
-        ExportError: If it cannot; says why.
+        ExportError: If the library is another.
+        NotRunnableError: If there is no GPU here, or none that the plan was built for.
     """
     if (info.library, info.version) != (library, version):
         raise ExportError(
@@ -154,10 +155,10 @@ def require_runnable(
             f"got {library} {version}. Build the plan again here."
         )
     if capability is None:
-        raise ExportError(f"{PLAN_FILE}: must run on a GPU, got none. Use the ONNX model.")
+        raise NotRunnableError(f"{PLAN_FILE}: must run on a GPU, got none. Use the ONNX model.")
     if not _covers(info, capability):
         wanted = " or ".join(info.compute_capabilities) or f"{_AMPERE}.0 and newer"
-        raise ExportError(
+        raise NotRunnableError(
             f"{PLAN_FILE}: must run on a GPU of compute capability {wanted}, got {capability}. "
             "Build the plan again for this one."
         )

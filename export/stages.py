@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from glora_deploy.artifact import Artifact, read_artifact
+from glora_deploy.errors import NotRunnableError
 from glora_deploy.merged_file import write_merged
 from glora_deploy.parity import Precision
 
@@ -119,7 +120,10 @@ class ExportStages:
             _skip("no GPU here; run the verify command where the plan shall run")
         from .engine import Engine
 
-        engine = Engine(self.folder)
+        try:
+            engine = Engine(self.folder)
+        except NotRunnableError as error:
+            _skip(f"{error} Run the verify command where the plan shall run.")
         least, _, most = engine.info.batch
         return within(engine.logits, least, most)
 

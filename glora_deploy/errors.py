@@ -10,6 +10,7 @@
     ├── NonFiniteError         a weight or a result holds NaN or infinity
     ├── ParityError            two stages that must agree do not
     ├── ExportError            a file could not be built
+    │   └── NotRunnableError   a TensorRT plan is sound, and this machine is not one it runs on
     ├── HubError               the Hub refused, or could not be reached
     └── MissingDependencyError an optional package is not installed
 
@@ -50,6 +51,10 @@ class ParityError(GloraDeployError):
 
 class ExportError(GloraDeployError):
     """An export could not be built."""
+
+
+class NotRunnableError(ExportError):
+    """A TensorRT plan is sound, and this machine has no GPU that it runs on."""
 
 
 class HubError(GloraDeployError):

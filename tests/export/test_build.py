@@ -18,13 +18,21 @@ from safetensors.torch import load_file
 
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import build_empty
-from glora_deploy.errors import ArtifactError, BackboneMismatchError, NonFiniteError, StoreError
+from glora_deploy.errors import (
+    ArtifactError,
+    BackboneMismatchError,
+    NonFiniteError,
+    NotRunnableError,
+    StoreError,
+)
 from glora_deploy.export.build import ExportConfig, copy_out, export, verify_export
+from glora_deploy.export.engine import Engine
 from glora_deploy.export.networks import torch_logits
 from glora_deploy.export.plan import PlanConfig, read_plan_info
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
+from glora_deploy.export.tensorrt_library import Gpu
 from glora_deploy.parity import DEFAULT_LIMITS, Limits
 from glora_deploy.store import ArtifactStore
 from stored_tasks import (
@@ -349,3 +357,23 @@ def test_a_plan_stays_as_it_was_built_until_its_graph_changes(
     assert "The plan is not kept: ask for trt" in caplog.text
     assert not list(changed.folder.glob("*plan*"))
     assert store.verify() == []
+
+
+def test_a_plan_that_this_gpu_cannot_run_is_built_and_its_stage_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX (extra rtx) is not installed")
+    store, artifact = make_stored_task(tmp_path)
+    monkeypatch.setattr("glora_deploy.export.stages.find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+
+    def refuse(folder: Path) -> Engine:
+        raise NotRunnableError("model.plan: must run on a GPU of compute capability 8.9, got 9.0.")
+
+    monkeypatch.setattr("glora_deploy.export.engine.Engine", refuse)
+    plan = PlanConfig(backend="rtx", batch=(1, 2, 4))
+    exported = export(store, artifact, ExportConfig(formats=("trt",), plan=plan, n_images=1))
+    (step,) = [step for step in exported.report.steps if step.stage == "trt-fp32"]
+    assert step.outcome == "skipped"
+    assert step.reason is not None
+    assert "got 9.0. Run the verify command" in step.reason
+    assert "trt" in exported.record.formats

@@ -12,13 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from glora_deploy.errors import ExportError, GloraDeployError
+from glora_deploy.errors import ExportError, GloraDeployError, NotRunnableError
 from glora_deploy.export import engine as engine_module
-from glora_deploy.export.engine import Engine, refit, set_weights
+from glora_deploy.export.engine import Engine, refit, require_covered, set_weights
 from glora_deploy.export.half import to_precision
 from glora_deploy.export.plan import PlanConfig
 from glora_deploy.export.runtime import OnnxSession
-from glora_deploy.export.tensorrt_library import find_gpu, load_tensorrt
+from glora_deploy.export.tensorrt_library import Gpu, find_gpu, load_tensorrt
 from glora_deploy.export.to_onnx import write_onnx
 from glora_deploy.export.to_tensorrt import write_plan
 from glora_deploy.parity import Precision
@@ -145,14 +145,42 @@ def test_a_failing_refit_says_what_the_library_logged_last(library: ModuleType) 
         refit(library, refitter)
 
 
+class FakeRuntime:
+    """A runtime that knows a plan's GPUs."""
+
+    def __init__(self, diagnostics: int) -> None:
+        self.diagnostics = diagnostics
+
+    def get_engine_validity(self, plan: memoryview) -> tuple[str, int]:
+        return "INVALID", self.diagnostics
+
+
+@pytest.mark.parametrize(
+    ("diagnostics", "covered"), [(0, True), (32, True), (2, False), (34, False)]
+)
+def test_a_gpu_that_the_library_leaves_out_is_named(
+    library: ModuleType, monkeypatch: pytest.MonkeyPatch, diagnostics: int, covered: bool
+) -> None:
+    library.EngineInvalidityDiagnostics = SimpleNamespace(UNSUPPORTED_CC=2)  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    runtime = FakeRuntime(diagnostics)
+    if covered:
+        require_covered(library, runtime, memoryview(b"plan"))
+        return
+    with pytest.raises(NotRunnableError, match=r"got NVIDIA H200, compute capability 9\.0"):
+        require_covered(library, runtime, memoryview(b"plan"))
+
+
 def why_no_engine() -> str | None:
     """What this machine lacks to run an engine."""
-    if find_gpu() is None:
+    if (gpu := find_gpu()) is None:
         return "no CUDA device"
     try:
-        load_tensorrt()
+        library, name = load_tensorrt()
     except GloraDeployError as error:
         return str(error)
+    if name == "tensorrt_rtx" and gpu.capability.startswith(("9.", "10.")):
+        return f"{name} {library.__version__} does not support {gpu.name}"
     return None
 
 

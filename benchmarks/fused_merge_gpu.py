@@ -1,0 +1,129 @@
+"""What merging one task into ViT-B/16 costs on a GPU, beside copying the same bytes there.
+
+All 48 linear layers, A and B both lora of rank 4, into buffers that exist already. Every variant
+runs once per round, in turn; the time is the host's from call to a finished GPU, so launches and
+the question "is every number finite" are part of it::
+
+    python benchmarks/fused_merge_gpu.py
+
+The ratio is to the copy. The last column counts the numbers between a result and the float64 merge
+rounded to its format, at most, over the first block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from fused_merge import SHAPES, Layer, make_layer, merge_with_peft, units_off
+from torch import Tensor
+
+from glora_deploy.fused_merge_cuda import fused_merge_cuda, fused_merge_torch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def to_gpu(layer: Layer) -> Layer:
+    """The same layer with every tensor on the GPU."""
+    supports = {name: support.cuda() for name, support in layer.supports.items()}
+    rooms = (layer.out.cuda(), layer.shifted.cuda(), layer.out_b.cuda())
+    return Layer(layer.w0.cuda(), layer.b0.cuda(), supports, *rooms)
+
+
+def merge(
+    layer: Layer, how: Callable[..., bool], dtype: torch.dtype, *, transposed: bool = False
+) -> Tensor:
+    """Merge into the layer's own room; the result is upright."""
+    d_out, d_in = layer.w0.shape
+    room = layer.out.view(dtype)[: d_out * d_in]
+    out = room.view(d_in, d_out) if transposed else room.view(d_out, d_in)
+    out_b = layer.out_b.view(dtype)[:d_out]
+    finite = how(layer.w0, layer.b0, layer.supports, out_w=out, out_b=out_b, transposed=transposed)
+    assert finite
+    return out.T if transposed else out
+
+
+def variants(layers: list[Layer]) -> dict[str, Callable[[], object]]:
+    """Every way of merging these layers, the copy first."""
+
+    def copy() -> None:
+        for layer in layers:
+            layer.out.view(layer.w0.shape).copy_(layer.w0)
+
+    def every(one: Callable[[Layer], object]) -> Callable[[], None]:
+        def run() -> None:
+            for layer in layers:
+                one(layer)
+
+        return run
+
+    found: dict[str, Callable[[], object]] = {"copy on the GPU": copy}
+    for name, dtype in DTYPES.items():
+        for transposed in (False, True):
+            found[f"fused, {name}{', transposed' if transposed else ''}"] = every(
+                lambda layer, dtype=dtype, transposed=transposed: merge(  # type: ignore[misc]
+                    layer, fused_merge_cuda, dtype, transposed=transposed
+                )
+            )
+    found["float64 tensors, rounded once"] = every(
+        lambda layer: merge(layer, fused_merge_torch, torch.float32)
+    )
+    found["torch, in place, float32"] = every(Layer.in_place)
+    found["torch, as the formula is written, float32"] = every(Layer.plain)
+    if importlib.util.find_spec("peft"):
+        found["PEFT's merge"] = merge_with_peft(layers)
+    return found
+
+
+def accuracy(layers: list[Layer]) -> dict[str, int]:
+    """The largest error of each fused merge over these layers, in units of its format."""
+    worst: dict[str, int] = {}
+    for layer in layers:
+        exact = layer.exact()
+        for name, dtype in DTYPES.items():
+            for transposed in (False, True):
+                key = f"fused, {name}{', transposed' if transposed else ''}"
+                got = merge(layer, fused_merge_cuda, dtype, transposed=transposed)
+                if dtype != torch.bfloat16:  # NumPy has none
+                    off = units_off(got.cpu().numpy(), exact)
+                    worst[key] = max(worst.get(key, 0), off)
+        for name, plain in (("torch, in place, float32", Layer.in_place),):
+            worst[name] = max(worst.get(name, 0), units_off(plain(layer).cpu().numpy(), exact))
+    return worst
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="times each variant is run")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    generator = torch.Generator().manual_seed(0)
+    layers = [to_gpu(make_layer(*shape, generator)) for shape in SHAPES]
+    runs = variants(layers)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(2 + arguments.rounds):  # the first rounds compile
+        for name, run in runs.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    errors = accuracy(layers[:4])
+    n_bytes = sum(layer.w0.nbytes for layer in layers)
+    print(f"{torch.cuda.get_device_name()}: 48 layers, {n_bytes / 1e6:.0f} MB")
+    print(f"{'':<44}{'median ms':>10}{'ratio':>8}{'units off':>11}")
+    typical = median(times["copy on the GPU"][2:])
+    for name, values in times.items():
+        middle = median(values[2:])
+        print(f"{name:<44}{middle:10.2f}{middle / typical:8.2f}{errors.get(name, ''):>11}")
+
+
+if __name__ == "__main__":
+    main()
