@@ -16,13 +16,17 @@ import argparse
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
 from fused_merge import SHAPES, Layer, make_layer, merge_with_peft, units_off
-from torch import Tensor
 
-from glora_deploy.fused_merge_cuda import fused_merge_cuda, fused_merge_torch
+from glora_deploy.fused_merge_cuda import (
+    CudaMergeJob,
+    fused_merge_layers_cuda,
+    fused_merge_torch,
+)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -34,17 +38,31 @@ def to_gpu(layer: Layer) -> Layer:
     return Layer(layer.w0.cuda(), layer.b0.cuda(), supports, *rooms)
 
 
-def merge(
-    layer: Layer, how: Callable[..., bool], dtype: torch.dtype, *, transposed: bool = False
-) -> Tensor:
-    """Merge into the layer's own room; the result is upright."""
+VARIANTS = {
+    f"fused, {name}{', transposed' if transposed else ''}": (dtype, transposed)
+    for name, dtype in DTYPES.items()
+    for transposed in (False, True)
+}
+
+
+def job(layer: Layer, dtype: torch.dtype = torch.float32, transposed: bool = False) -> CudaMergeJob:
+    """The merge into the layer's own room."""
     d_out, d_in = layer.w0.shape
     room = layer.out.view(dtype)[: d_out * d_in]
     out = room.view(d_in, d_out) if transposed else room.view(d_out, d_in)
     out_b = layer.out_b.view(dtype)[:d_out]
-    finite = how(layer.w0, layer.b0, layer.supports, out_w=out, out_b=out_b, transposed=transposed)
-    assert finite
-    return out.T if transposed else out
+    return CudaMergeJob(layer.w0, layer.b0, layer.supports, out, out_b, transposed)
+
+
+def merge(jobs: dict[str, CudaMergeJob]) -> None:
+    """All of them, waiting once."""
+    assert not fused_merge_layers_cuda(jobs)
+
+
+def merge_by_tensors(layer: Layer) -> None:
+    """The same numbers by ordinary float64 tensors."""
+    one = job(layer)
+    assert fused_merge_torch(one.w0, one.b0, one.supports, out_w=one.out_w, out_b=one.out_b)
 
 
 def variants(layers: list[Layer]) -> dict[str, Callable[[], object]]:
@@ -62,16 +80,10 @@ def variants(layers: list[Layer]) -> dict[str, Callable[[], object]]:
         return run
 
     found: dict[str, Callable[[], object]] = {"copy on the GPU": copy}
-    for name, dtype in DTYPES.items():
-        for transposed in (False, True):
-            found[f"fused, {name}{', transposed' if transposed else ''}"] = every(
-                lambda layer, dtype=dtype, transposed=transposed: merge(  # type: ignore[misc]
-                    layer, fused_merge_cuda, dtype, transposed=transposed
-                )
-            )
-    found["float64 tensors, rounded once"] = every(
-        lambda layer: merge(layer, fused_merge_torch, torch.float32)
-    )
+    for name, options in VARIANTS.items():
+        jobs = {str(n): job(layer, *options) for n, layer in enumerate(layers)}
+        found[name] = partial(merge, jobs)
+    found["float64 tensors, rounded once"] = every(merge_by_tensors)
     found["torch, in place, float32"] = every(Layer.in_place)
     found["torch, as the formula is written, float32"] = every(Layer.plain)
     if importlib.util.find_spec("peft"):
@@ -84,13 +96,12 @@ def accuracy(layers: list[Layer]) -> dict[str, int]:
     worst: dict[str, int] = {}
     for layer in layers:
         exact = layer.exact()
-        for name, dtype in DTYPES.items():
-            for transposed in (False, True):
-                key = f"fused, {name}{', transposed' if transposed else ''}"
-                got = merge(layer, fused_merge_cuda, dtype, transposed=transposed)
-                if dtype != torch.bfloat16:  # NumPy has none
-                    off = units_off(got.cpu().numpy(), exact)
-                    worst[key] = max(worst.get(key, 0), off)
+        for name, (dtype, transposed) in VARIANTS.items():
+            one = job(layer, dtype, transposed)
+            merge({name: one})
+            if dtype != torch.bfloat16:  # NumPy has none
+                got = one.out_w.T if transposed else one.out_w
+                worst[name] = max(worst.get(name, 0), units_off(got.cpu().numpy(), exact))
         for name, plain in (("torch, in place, float32", Layer.in_place),):
             worst[name] = max(worst.get(name, 0), units_off(plain(layer).cpu().numpy(), exact))
     return worst

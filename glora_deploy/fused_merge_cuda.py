@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,39 +53,122 @@ def fused_merge_cuda(
     """
     if importlib.util.find_spec("triton") is None:
         return fused_merge_torch(w0, b0, supports, out_w=out_w, out_b=out_b, transposed=transposed)
+    flag = torch.zeros(1, dtype=torch.int32, device=w0.device)
+    _launch(CudaMergeJob(w0, b0, supports, out_w, out_b, transposed), flag)
+    return not flag.item()
+
+
+@dataclass(frozen=True, slots=True)
+class CudaMergeJob:
+    """The arguments of one ``fused_merge_cuda``."""
+
+    w0: Tensor
+    b0: Tensor | None
+    supports: Mapping[str, Tensor]
+    out_w: Tensor
+    out_b: Tensor | None
+    transposed: bool = False
+
+
+def fused_merge_layers_cuda(jobs: Mapping[str, CudaMergeJob]) -> list[str]:
+    """Merge many layers of one GPU, waiting for it once, at the end.
+
+    Args:
+        jobs: What to merge, by layer; outputs must not overlap.
+
+    Returns:
+        The layers whose outputs are not all finite, in the order of jobs.
+
+    Raises:
+        ValueError: If a job does not fit; the outputs of the others are then undefined.
+    """
+    if not jobs:
+        return []
+    if importlib.util.find_spec("triton") is None:
+        return [name for name, job in jobs.items() if not _merge_plainly(job)]
+    device = next(iter(jobs.values())).w0.device
+    flags = torch.zeros(len(jobs), dtype=torch.int32, device=device)
+    for i, job in enumerate(jobs.values()):
+        _launch(job, flags[i:])
+    return [name for name, flag in zip(jobs, flags.tolist(), strict=True) if flag]
+
+
+def _merge_plainly(job: CudaMergeJob) -> bool:
+    return fused_merge_torch(
+        job.w0,
+        job.b0,
+        job.supports,
+        out_w=job.out_w,
+        out_b=job.out_b,
+        transposed=job.transposed,
+    )
+
+
+def _launch(job: CudaMergeJob, flag: Tensor) -> None:
+    """Start the merge of one layer; its first int32 of ``flag`` becomes 1 if it is not finite."""
     from .fused_triton import merge_rows
 
-    _require(w0, b0, supports, out_w, out_b, transposed)
-    wide = _wide(supports)
+    w0, b0, out_w, out_b = job.w0, job.b0, job.out_w, job.out_b
+    _require(w0, b0, job.supports, out_w, out_b, job.transposed)
     d_out, d_in = w0.shape
-    a_down, a_up = _factors(wide, "A", w0)
-    b_down, b_up = _factors(wide, "B", w0)
-    c, bias = _input_shift(wide), _bias(b0, wide)
-    overflow = torch.zeros(1, dtype=torch.int32, device=w0.device)
+    a, b, c, d, e = (_Stored.of(name, job.supports, flag) for name in "ABCDE")
     # A transposed tile is written along its rows, so it needs more of them.
-    rows, columns = (32, 64) if transposed else (8, 256)
+    rows, columns = (32, 64) if job.transposed else (8, 256)
     merge_rows[(-(-d_out // rows),)](
         w0,
-        a_down,
-        a_up,
-        b_down,
-        b_up,
-        overflow if c is None else c,
-        overflow if bias is None else bias,
+        flag if b0 is None else b0,
+        a.first,
+        a.second,
+        b.first,
+        b.second,
+        c.first,
+        c.second,
+        d.first,
+        e.first,
         out_w,
-        overflow if out_b is None else out_b,
-        overflow,
+        flag if out_b is None else out_b,
+        flag,
         d_out,
         d_in,
-        a_down.shape[1],
-        b_down.shape[1],
-        HAS_C=c is not None,
-        HAS_BIAS=bias is not None,
-        TRANSPOSED=transposed,
+        a.rank,
+        b.rank,
+        c.rank,
+        A=a.form,
+        B=b.form,
+        C=c.form,
+        D=d.form,
+        E=e.form,
+        HAS_BIAS=b0 is not None,
+        TRANSPOSED=job.transposed,
         ROWS=rows,
         COLUMNS=columns,
     )
-    return not overflow.item()
+
+
+_NONE, _LORA, _VECTOR, _SCALAR = range(4)
+"""As in ``fused_triton``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """One support as the kernel takes it."""
+
+    form: int
+    rank: int
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def of(cls, support: str, supports: Mapping[str, Tensor], unused: Tensor) -> _Stored:
+        """From the layer's tensors; ``unused`` stands for those that are not read."""
+        if (down := supports.get(f"{support}_d")) is not None:
+            up = supports[f"{support}_u"]
+            return cls(_LORA, down.shape[-1], down.contiguous(), up.contiguous())
+        if (whole := supports.get(support)) is None:
+            return cls(_NONE, 0, unused, unused)
+        # A vector of one row is a scalar: the same number wherever it is added. C has none.
+        form = _SCALAR if whole.numel() == 1 and support != "C" else _VECTOR
+        return cls(form, 0, whole.contiguous(), unused)
 
 
 @torch.no_grad()

@@ -1,12 +1,19 @@
 """The Triton kernel of the fused merge; the only module that imports Triton.
 
-Each program merges some whole rows, so that it can also form their share of ``w0 @ C``.
+Each program merges some whole rows, so that it can also form their share of ``w0 @ C``. It reads
+the supports as they are stored, in any floating dtype, so that a merge is one launch: preparing
+float64 factors beforehand costs several times what the merge itself does.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+NONE = tl.constexpr(0)
+LORA = tl.constexpr(1)
+VECTOR = tl.constexpr(2)
+SCALAR = tl.constexpr(3)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -25,14 +32,43 @@ def _round(values: tl.tensor, dtype: tl.dtype) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _add_support(
+    tile: tl.tensor,
+    down: tl.tensor,
+    up: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    real_rows: tl.tensor,
+    real_columns: tl.tensor,
+    d_in: tl.tensor,
+    rank: tl.tensor,
+    FORM: tl.constexpr,
+) -> tl.tensor:
+    """A tile of float64 and on it the same tile of A or B, from the form it is stored in."""
+    if FORM == LORA:
+        for k in range(rank):
+            of_row = tl.load(down + rows * rank + k, real_rows, 0.0).to(tl.float64)
+            of_column = tl.load(up + k * d_in + columns, real_columns, 0.0).to(tl.float64)
+            tile += of_row[:, None] * of_column[None, :]
+    if FORM == VECTOR:
+        tile += tl.load(down + rows, real_rows, 0.0).to(tl.float64)[:, None]
+    if FORM == SCALAR:
+        tile += tl.load(down).to(tl.float64)
+    return tile
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def merge_rows(
     w0: tl.tensor,
-    a_down: tl.tensor,
+    b0: tl.tensor,
+    a: tl.tensor,
     a_up: tl.tensor,
-    b_down: tl.tensor,
+    b: tl.tensor,
     b_up: tl.tensor,
     c: tl.tensor,
-    bias: tl.tensor,
+    c_up: tl.tensor,
+    d: tl.tensor,
+    e: tl.tensor,
     out_w: tl.tensor,
     out_b: tl.tensor,
     overflow: tl.tensor,
@@ -40,30 +76,44 @@ def merge_rows(
     d_in: tl.tensor,
     rank_a: tl.tensor,
     rank_b: tl.tensor,
-    HAS_C: tl.constexpr,
+    rank_c: tl.tensor,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """``w0 * (1 + a_down @ a_up) + b_down @ b_up`` and ``bias + w0 @ c``, accumulated in float64.
+    """``w0 + w0 * A + B`` and ``b0 + b0 * D + E + w0 @ C``, accumulated in float64.
 
     Args:
         w0: ``(d_out, d_in)`` float32.
-        a_down: ``(d_out, rank_a)`` float64; b_down likewise.
-        a_up: ``(rank_a, d_in)`` float64; b_up likewise.
-        b_down: See a_down.
-        b_up: See a_up.
-        c: ``(d_in,)`` float64, not read without HAS_C.
-        bias: ``(d_out,)`` float64, not read without HAS_BIAS.
+        b0: ``(d_out,)`` float32, not read without HAS_BIAS.
+        a: A: ``(d_out, rank_a)`` if lora, ``(d_out,)`` if vector, one number if scalar; any
+            floating dtype, not read if none.
+        a_up: ``(rank_a, d_in)``, read if A is lora.
+        b: B, as a.
+        b_up: As a_up.
+        c: C: ``(d_in, rank_c)`` if lora, ``(d_in,)`` if vector.
+        c_up: ``(rank_c,)``, read if C is lora.
+        d: D: ``(d_out,)`` if vector, one number if scalar.
+        e: E, as d.
         out_w: ``(d_out, d_in)``, or ``(d_in, d_out)`` if TRANSPOSED.
         out_b: ``(d_out,)``, not written without HAS_BIAS.
         overflow: ``(1,)`` int32, set to 1 if a number written is not finite.
         d_out: Rows of w0.
         d_in: Columns of w0.
-        rank_a: Terms of A.
-        rank_b: Terms of B.
-        HAS_C: Whether there is a C.
+        rank_a: Of A.
+        rank_b: Of B.
+        rank_c: Of C.
+        A: Form of A: NONE, LORA, VECTOR or SCALAR; likewise the next four.
+        B: Form of B.
+        C: Form of C.
+        D: Form of D.
+        E: Form of E.
         HAS_BIAS: Whether there is a bias.
         TRANSPOSED: Whether to write the transpose.
         ROWS: Rows of one program.
@@ -79,31 +129,45 @@ def merge_rows(
         real = real_rows[:, None] & real_columns[None, :]
         frozen = tl.load(w0 + rows[:, None] * d_in + columns[None, :], real, 0.0).to(tl.float64)
         factor = tl.full((ROWS, COLUMNS), 1.0, tl.float64)
-        for k in range(rank_a):
-            down = tl.load(a_down + rows * rank_a + k, real_rows, 0.0)
-            up = tl.load(a_up + k * d_in + columns, real_columns, 0.0)
-            factor += down[:, None] * up[None, :]
-        merged = frozen * factor
-        for k in range(rank_b):
-            down = tl.load(b_down + rows * rank_b + k, real_rows, 0.0)
-            up = tl.load(b_up + k * d_in + columns, real_columns, 0.0)
-            merged += down[:, None] * up[None, :]
-        if HAS_C:
-            shift += tl.sum(frozen * tl.load(c + columns, real_columns, 0.0)[None, :], 1)
+        factor = _add_support(
+            factor, a, a_up, rows, columns, real_rows, real_columns, d_in, rank_a, A
+        )
+        merged = _add_support(
+            frozen * factor, b, b_up, rows, columns, real_rows, real_columns, d_in, rank_b, B
+        )
+        if C == LORA:
+            moved_by = tl.zeros((COLUMNS,), tl.float64)
+            for k in range(rank_c):
+                down = tl.load(c + columns * rank_c + k, real_columns, 0.0).to(tl.float64)
+                moved_by += down * tl.load(c_up + k).to(tl.float64)
+            shift += tl.sum(frozen * moved_by[None, :], 1)
+        if C == VECTOR:
+            moved_by = tl.load(c + columns, real_columns, 0.0).to(tl.float64)
+            shift += tl.sum(frozen * moved_by[None, :], 1)
         rounded = _round(merged, out_w.dtype.element_ty)
         if TRANSPOSED:
             place = columns[None, :] * tl.cast(d_out, tl.int64) + rows[:, None]
         else:
             place = rows[:, None] * d_in + columns[None, :]
         tl.store(out_w + place, rounded, real)
-        # Not a comparison with the largest number: NaN must be caught too.
-        finite = tl.abs(rounded.to(tl.float32)) < float("inf")
+        # Not a comparison with the largest number: NaN must be caught too. The mask keeps what a
+        # scalar or vector B puts beyond the last row or column out of it.
+        finite = (tl.abs(rounded.to(tl.float32)) < float("inf")) | (real == 0)
         highest = tl.maximum(highest, tl.max(tl.where(finite, 0.0, 1.0)))
     if HAS_BIAS:
-        moved = tl.load(bias + rows, real_rows, 0.0) + shift
+        bias = tl.load(b0 + rows, real_rows, 0.0).to(tl.float64)
+        moved = bias + shift
+        if D == VECTOR:
+            moved += bias * tl.load(d + rows, real_rows, 0.0).to(tl.float64)
+        if D == SCALAR:
+            moved += bias * tl.load(d).to(tl.float64)
+        if E == VECTOR:
+            moved += tl.load(e + rows, real_rows, 0.0).to(tl.float64)
+        if E == SCALAR:
+            moved += tl.load(e).to(tl.float64)
         rounded_bias = _round(moved, out_b.dtype.element_ty)
         tl.store(out_b + rows, rounded_bias, real_rows)
-        finite_bias = tl.abs(rounded_bias.to(tl.float32)) < float("inf")
+        finite_bias = (tl.abs(rounded_bias.to(tl.float32)) < float("inf")) | (real_rows == 0)
         highest = tl.maximum(highest, tl.max(tl.where(finite_bias, 0.0, 1.0)))
     if highest > 0:
         tl.store(overflow, 1)  # every program that stores, stores the same

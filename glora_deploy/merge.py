@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .errors import NonFiniteError
 from .fused_merge import MergeJob, fused_merge_layers
-from .fused_merge_cuda import fused_merge_cuda, round_once
+from .fused_merge_cuda import CudaMergeJob, fused_merge_layers_cuda, round_once
 from .layer import layer_shape
 from .paths import LayerShape, Support
 
@@ -172,7 +172,7 @@ def merge_into(
         ValueError: If a support belongs to none of the layers, or does not fit its own.
     """
     jobs: dict[str, MergeJob] = {}
-    not_finite = []
+    cuda_jobs: dict[str, CudaMergeJob] = {}
     for layer, tensors in split_by_layer(supports, layers).items():
         module = target.get_submodule(layer)
         w0, b0 = frozen[f"{layer}.weight"], frozen.get(f"{layer}.bias")
@@ -182,8 +182,7 @@ def merge_into(
         rows = out_w.shape[0]
         if out_w.device.type == "cuda":
             out = out_w.data.view(rows, -1)
-            if not fused_merge_cuda(w0.reshape(rows, -1), b0, tensors, out_w=out, out_b=out_b):
-                not_finite.append(layer)
+            cuda_jobs[layer] = CudaMergeJob(w0.reshape(rows, -1), b0, tensors, out, out_b)
         else:
             jobs[layer] = MergeJob(
                 w0.reshape(rows, -1).numpy(),
@@ -192,7 +191,7 @@ def merge_into(
                 out_w.data.view(rows, -1).numpy(),
                 None if out_b is None else out_b.data.numpy(),
             )
-    not_finite += fused_merge_layers(jobs)
+    not_finite = fused_merge_layers(jobs) + fused_merge_layers_cuda(cuda_jobs)
     if not_finite:
         dtype = next(target.parameters()).dtype
         raise NonFiniteError(f"{not_finite[0]}: the merged weight must be finite in {dtype}")

@@ -15,7 +15,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
 
 from fused_cases import Case, cases, make_case, require_merged
-from glora_deploy.fused_merge_cuda import fused_merge_cuda, fused_merge_torch
+from glora_deploy.fused_merge_cuda import (
+    CudaMergeJob,
+    fused_merge_cuda,
+    fused_merge_layers_cuda,
+    fused_merge_torch,
+)
 from reference import FORMATS, reference_merge, reference_round
 
 Merge = Callable[..., bool]
@@ -226,12 +231,52 @@ def test_the_frozen_weight_is_never_overwritten() -> None:
         fused_merge_torch(w0, None, {}, out_w=w0.view(4, 4), out_b=None)
 
 
+def make_job(case: Case, device: str = "cpu") -> CudaMergeJob:
+    w0 = torch.from_numpy(case.w0).to(device)
+    b0 = None if case.b0 is None else torch.from_numpy(case.b0).to(device)
+    supports = {name: torch.from_numpy(value).to(device) for name, value in case.supports.items()}
+    out_b = None if b0 is None else torch.full_like(b0, 7)
+    return CudaMergeJob(w0, b0, supports, torch.full_like(w0, 7), out_b)
+
+
+def require_layers_merged(device: str) -> None:
+    """Three layers at once, the second of them not finite."""
+    cases = {name: make_case(9, 7, FORMS[i]) for i, name in enumerate(("a", "b", "c"))}
+    cases["b"].w0[3, 2] = np.inf
+    jobs = {name: make_job(case, device) for name, case in cases.items()}
+    with np.errstate(all="ignore"):
+        assert fused_merge_layers_cuda(jobs) == ["b"]
+    for name in "ac":
+        out_b = jobs[name].out_b
+        b = None if out_b is None else out_b.cpu().numpy()
+        require_merged(cases[name], jobs[name].out_w.cpu().numpy(), b)
+
+
+@needs_interpreter
+def test_layers_merged_together_say_which_is_not_finite(interpreted: Merge) -> None:
+    require_layers_merged("cpu")
+    assert fused_merge_layers_cuda({}) == []
+
+
+@needs_interpreter
+def test_supports_in_other_dtypes_and_layouts_are_read_as_they_are(interpreted: Merge) -> None:
+    case = make_case(9, 7, "A=lora:3 B=vector C=lora:2 D=scalar E=vector")
+    job = make_job(case)
+    halves = {name: tensor.half() for name, tensor in job.supports.items()}
+    halves["A_d"] = halves["A_d"].T.contiguous().T  # not row by row
+    assert fused_merge_cuda(job.w0, job.b0, halves, out_w=job.out_w, out_b=job.out_b)
+    rounded = {name: tensor.float().numpy() for name, tensor in halves.items()}
+    assert job.out_b is not None
+    require_merged(Case(case.w0, case.b0, rounded), job.out_w.numpy(), job.out_b.numpy())
+
+
 def test_without_triton_plain_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     case = make_case(9, 7)
     w, b, finite = merged(fused_merge_cuda, case, "bfloat16")
     assert finite
     require_merged(case, w, b)
+    require_layers_merged("cpu")
 
 
 COMPILE = """
@@ -239,12 +284,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from glora_deploy.fused_triton import merge_rows
 
-pointers = dict.fromkeys(("a_down", "a_up", "b_down", "b_up", "c", "bias"), "*fp64")
-sizes = dict.fromkeys(("d_out", "d_in", "rank_a", "rank_b"), "i32")
-flags = ("HAS_C", "HAS_BIAS", "TRANSPOSED", "ROWS", "COLUMNS")
-for out, values in (("*fp32", (True, True, False, 8, 256)), ("*bf16", (True, True, True, 32, 64))):
+supports = dict.fromkeys(("a", "a_up", "b", "b_up", "c", "c_up", "d", "e"), "*fp32")
+sizes = dict.fromkeys(("d_out", "d_in", "rank_a", "rank_b", "rank_c"), "i32")
+flags = ("A", "B", "C", "D", "E", "HAS_BIAS", "TRANSPOSED", "ROWS", "COLUMNS")
+for out, values in (
+    ("*fp32", (1, 1, 1, 2, 3, True, False, 8, 256)),
+    ("*bf16", (2, 3, 2, 3, 2, True, True, 32, 64)),
+):
     outputs = dict.fromkeys(("out_w", "out_b"), out)
-    signature = {"w0": "*fp32", **pointers, **outputs, "overflow": "*i32", **sizes}
+    signature = {"w0": "*fp32", "b0": "*fp32", **supports, **outputs, "overflow": "*i32", **sizes}
     source = ASTSource(
         fn=merge_rows,
         signature={**signature, **dict.fromkeys(flags, "constexpr")},
@@ -288,3 +336,9 @@ def test_the_kernel_on_a_gpu_gives_the_float64_merge_rounded_once(
             fused_merge_torch, case, dtype, transposed=transposed, device="cuda"
         )
         require_merged(case, want_w, want_b)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_layers_merged_together_on_a_gpu_say_which_is_not_finite() -> None:
+    require_layers_merged("cuda")
