@@ -117,7 +117,11 @@ def test_an_import_under_a_name_that_is_no_slug_is_refused_before_anything_is_re
         ("loha", [], "peft_type must be LORA or GLORA, got LOHA"),
         ("cut", [], "adapter_model.safetensors: not a readable safetensors file"),
         ("lora", ["--head", "gone.safetensors"], "gone.safetensors: not a readable safetensors"),
-        ("lora", ["--labels", "gone.txt"], "gone.txt: No such file"),
+        (
+            "lora",
+            ["--labels", "gone.txt"],
+            "gone.txt: must be a readable UTF-8 text file: No such file",
+        ),
         ("gone.pt", ["--subnet", "subnet.txt"], "gone.pt: must be a file, none is here"),
         ("theirs.pt", ["--subnet", "gone.txt"], "gone.txt: must be a file, none is here"),
     ],
