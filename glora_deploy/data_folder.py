@@ -78,12 +78,10 @@ def _shown(place: str) -> str:
 def _recognise(spec: str, root: Path) -> Splits:
     """The splits that the names of the folders say, or the line that tells what is missing."""
     folders = visible_folders(root)
-    named = {
-        split: [name for name in folders if name.casefold() in names]
-        for split, names in SPLIT_NAMES.items()
-    }
-    others = [name for name in folders if not any(name in found for found in named.values())]
+    named = {split: [name for name in folders if _split_of(name) == split] for split in SPLIT_NAMES}
+    others = [name for name in folders if _split_of(name) is None]
     if not any(named.values()):
+        _require_no_splits_within(spec, root, folders)
         return Splits(train=".", val=VAL_SHARE, test=TEST_SHARE)
     for split, found in named.items():
         if len(found) > 1:
@@ -110,6 +108,24 @@ def _recognise(spec: str, root: Path) -> Splits:
         )
     (train,), (test,) = named["train"], named["test"]
     return Splits(train=train, val=named["val"][0] if named["val"] else VAL_SHARE, test=test)
+
+
+def _require_no_splits_within(spec: str, root: Path, folders: Sequence[str]) -> None:
+    """Splits below each class would be mixed and drawn again without a word."""
+    for name in folders:
+        below = [folder for folder in visible_folders(root / name) if _split_of(folder)]
+        if len({_split_of(folder) for folder in below}) > 1:
+            raise DataError(
+                f"{spec}: splits must be above the classes, such as {below[0]}/{printable(name)}, "
+                f"got {printable(name)}/ with {some_of(below)} in it. Move them, or have all "
+                f"images split anew: --split train=.,val={VAL_SHARE},test={TEST_SHARE}"
+            )
+
+
+def _split_of(folder: str) -> str | None:
+    """The split that a folder's name says."""
+    name = folder.casefold()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
 def _offer(named: Mapping[str, Sequence[str]]) -> str:

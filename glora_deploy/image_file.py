@@ -89,15 +89,20 @@ def decode_image(source: bytes | Path) -> DecodedImage:
     """
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), UPLOAD_FORMATS, where="image")
-    formats = tuple(name for name in FILE_FORMATS if name in image_suffixes().values())
-    own = image_suffixes().get(source.suffix.lower())
-    if own is not None and own not in formats:
-        formats = (own, *formats)
     try:
         with source.open("rb") as file:
-            return _decode(file, formats, where=str(source))
+            return _decode(file, _formats(source.suffix.lower()), where=str(source))
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+@cache
+def _formats(suffix: str) -> tuple[str, ...]:
+    """What the file of a path with this suffix may be; its own format is tried first."""
+    known = set(image_suffixes().values())  # AVIF is not in every build of Pillow
+    always = tuple(name for name in FILE_FORMATS if name in known)
+    own = image_suffixes().get(suffix)
+    return always if own is None or own in always else (own, *always)
 
 
 def _decode(file: IO[bytes], formats: tuple[str, ...], *, where: str) -> DecodedImage:

@@ -49,7 +49,7 @@ def visible_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not is_ignored(e.name))
+        return sorted(e.name for e in entries if not is_ignored(e.name) and _is_folder(e))
 
 
 @dataclass(slots=True)
@@ -121,13 +121,20 @@ def _walk(
             if is_ignored(entry.name):
                 continue
             path = (*parts, entry.name)
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 # A link that leads nowhere is an image that cannot be read, which is said later.
                 yield path, "image" if is_image_name(entry.name) else "other"
             elif (identity := _identity(Path(entry.path))) in above:
                 yield path, "other"
             else:
                 yield from _walk(Path(entry.path), path, above | {identity})
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_text(name: str) -> bool:

@@ -34,6 +34,9 @@ glora-train --task digits --compare-lora --max-parameters 50k
 
 glora-train --task pets --data folder:photos/pets --backbone vit_small_patch16_224
 
+glora-train --task birds --data folder:birds --split train=train,val=0.2,test=val \
+--backbone vit_small_patch16_224
+
 glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M
 
 glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M --resume

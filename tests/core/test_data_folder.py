@@ -135,6 +135,19 @@ def test_an_unclear_layout_is_refused_with_the_way_out(
         assert offered in str(caught.value).partition("--split ")[2]
 
 
+def test_splits_below_the_classes_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_classes(tmp_path / name, {"Train": 5, "test": 2})
+    with pytest.raises(DataError, match=r"splits must be above the classes, such as Train/cat"):
+        load(tmp_path)
+    assert sum(sizes(load(tmp_path, "train=.,val=0.2,test=0.2"))) == 14
+
+
+def test_a_folder_within_a_class_may_be_called_test(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 5, "dog": 5, "cat/test": 5})
+    assert sum(sizes(load(tmp_path))) == 15
+
+
 def test_a_class_called_train_is_read_as_one_where_asked(tmp_path: Path) -> None:
     write_classes(tmp_path, {"bus": 5, "car": 5, "train": 5})
     task = load(tmp_path, "train=.,val=0.2,test=0.2")
@@ -220,6 +233,13 @@ def test_a_link_that_leads_back_up_is_skipped(tmp_path: Path, target: str) -> No
     task = load(tmp_path / "data")
     assert len(task.train) + len(task.val) == 7
     assert task.notes[0].endswith("; skipped 1 file: train/a/deep/up")
+
+
+def test_a_link_to_itself_does_no_harm(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    for place in (tmp_path / "self", tmp_path / "a" / "self"):
+        place.symlink_to(place)
+    assert load(tmp_path).notes[0].endswith("; skipped 1 file: a/self")
 
 
 def test_a_link_to_nowhere_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
