@@ -10,6 +10,7 @@ import typer
 from glora_deploy.console import one_line_errors, stdout
 from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import require_slug
+from glora_deploy.text_file import read_names
 
 from .cli_common import (
     UNCHANGED,
@@ -107,7 +108,7 @@ def import_adapter(
                 found = read_adapter(
                     source, head=head, revision=revision, token=token, on_step=on_step
                 )
-            names = labels.read_text("utf-8").splitlines() if labels else None
+            names = read_names(labels) if labels else None
             on_step("loading the backbone")
             loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=input_size)
             if isinstance(found, Checkpoint):

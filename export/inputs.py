@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glora_deploy.data import load_task
+from glora_deploy.data_check import skipped_images
 from glora_deploy.errors import DataError, MissingDependencyError
 from glora_deploy.image_set import TaskData
 from glora_deploy.manifest import Manifest
@@ -71,7 +72,8 @@ def task_data(manifest: Manifest) -> tuple[TaskData | None, str]:
     if training.data is None:
         return None, "the manifest names no data"
     try:
-        task = load_task(training.data, seed=training.seed or 0)
+        skipped = skipped_images(training.settings)
+        task = load_task(training.data, seed=training.seed or 0, skipped=skipped)
     except (DataError, MissingDependencyError, OSError) as error:
         return None, f"{training.data} is not at hand ({error})"
     if training.splits_sha256 not in (None, task.splits_sha256):

@@ -9,7 +9,8 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``merged_file``      backbone and delta in, the merged network's safetensors file out
 ``manifest``         what one artifact is; ``artifact`` one version on disk; ``store`` all of them
 ``backbone``         the frozen timm model; ``preprocess`` images in, its inputs out
-``data``             where a task's images come from
+``data``             a task's images: ``data_folder``, ``data_lists``, ``demo_data``; ``image_file``
+                     reads one, ``data_check`` finds what is wrong with them all
 ``parity``           do two stages compute the same
 ===================  ============================================================================
 

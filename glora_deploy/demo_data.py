@@ -196,7 +196,15 @@ def load_photos(seed: int) -> TaskData:
             ("test", test, N_TEST),
         )
     }
-    return TaskData(name="photos", spec="photos", seed=seed, classes=MATERIALS, **splits)
+    return TaskData(
+        name="photos",
+        spec="photos",
+        seed=seed,
+        classes=MATERIALS,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+    )
 
 
 def _outline_materials(photo: str, size: tuple[int, int]) -> NDArray[np.uint8]:

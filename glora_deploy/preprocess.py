@@ -7,31 +7,20 @@ divide by 255, subtract the mean, divide by the standard deviation.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .errors import DataError
+from .image_file import load_image as load_image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 Triple: TypeAlias = tuple[float, float, float]
-
-MAX_PIXELS = 50_000_000
-"""Images with more pixels are refused before they are decoded."""
-
-UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
-"""What is accepted from bytes, which may come from strangers."""
-
-FILE_FORMATS = (*UPLOAD_FORMATS, "BMP", "TIFF", "GIF")
-"""What is accepted from a local path; of an animation, the first frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,55 +83,6 @@ class Preprocessing:
 def _triple(values: Iterable[float]) -> Triple:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def load_image(source: bytes | Path) -> Image.Image:
-    """Decode one image to RGB, upright as its EXIF orientation says.
-
-    Transparency is dropped and 16-bit grey keeps its high byte.
-
-    Args:
-        source: The bytes of a JPEG, PNG or WEBP, or a path to one of these or a BMP, TIFF or GIF.
-
-    Raises:
-        DataError: If it cannot be read, is no image of these formats, is damaged, or has more
-            than ``MAX_PIXELS`` pixels.
-    """
-    if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), UPLOAD_FORMATS, where="image")
-    try:
-        with source.open("rb") as file:
-            return _decode(file, FILE_FORMATS, where=str(source))
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror}") from error
-
-
-def _decode(file: IO[bytes], formats: tuple[str, ...], *, where: str) -> Image.Image:
-    try:
-        with Image.open(file, formats=formats) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{where}: an image must have at most {MAX_PIXELS:,} pixels, "
-                    f"got {image.width} x {image.height}. Scale it down."
-                )
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    # On damaged files Pillow's decoders raise many types: OSError, SyntaxError, struct.error, ...
-    except Exception as error:
-        raise DataError(
-            f"{where}: must be a whole {', '.join(formats)} image, but decoding it failed: {error}"
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would clip every value above 255 to white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P":
-        # Straight to RGB, Pillow warns where the palette has transparent entries.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:

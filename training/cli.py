@@ -10,7 +10,15 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import Progress, TaskID
 
-from glora_deploy.console import make_table, one_line_errors, progress_bars, stdout, wrong_usage_of
+from glora_deploy.console import (
+    make_table,
+    one_line_errors,
+    progress_bars,
+    stderr,
+    stdout,
+    wrong_usage_of,
+)
+from glora_deploy.data_spec import with_splits
 from glora_deploy.paths import LayerKind
 
 from .config import DEMO_LR, Method, RunConfig, Schedule, SearchConfig, TrainConfig
@@ -25,6 +33,9 @@ glora-train --task digits
 glora-train --task digits --compare-lora --max-parameters 50k
 
 glora-train --task pets --data folder:photos/pets --backbone vit_small_patch16_224
+
+glora-train --task birds --data folder:birds --split train=train,val=0.2,test=val \
+--backbone vit_small_patch16_224
 
 glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M
 
@@ -44,6 +55,29 @@ def train(
             "or vtab:PATH. By default the built-in task of the same name."
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the splits come from, if the names of folders or lists do not say it: for "
+            "val and test a place below PATH or a share of train, such as "
+            "train=train,val=0.2,test=val."
+        ),
+    ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Leave images out that cannot be read."),
+    ] = False,
+    allow_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--allow-duplicates",
+            help="Train although one picture is in two splits; the accuracies are then too high.",
+        ),
+    ] = False,
+    allow_empty_classes: Annotated[
+        bool,
+        typer.Option("--allow-empty-classes", help="Train although a class has no training image."),
+    ] = False,
     backbone: Annotated[
         str, typer.Option(help="demo-vit, which ships with the package, or any timm model.")
     ] = "demo-vit",
@@ -146,9 +180,13 @@ def train(
         with wrong_usage_of("--layers"):
             kinds = cast(tuple[LayerKind, ...], tuple(layers.split(",")))
             training = replace(training, kinds=kinds)
+        spec = data or task
+        if split is not None:
+            with wrong_usage_of("--split"):
+                spec = with_splits(spec, split)
         config = RunConfig(
             task=task,
-            data=data or task,
+            data=spec,
             backbone=backbone,
             weights=checkpoint,
             input_size=input_size,
@@ -161,9 +199,12 @@ def train(
             compare_lora=compare_lora,
             retrain=retrain,
             resume=resume,
+            skip_unreadable=skip_unreadable,
+            allow_duplicates=allow_duplicates,
+            allow_empty_classes=allow_empty_classes,
         )
         with progress_bars(quiet=quiet) as bars:
-            outcomes = run(config, store, _Bars(bars))
+            outcomes = run(config, store, _Bars(bars), _tell)
     _print(outcomes, store)
 
 
@@ -204,6 +245,11 @@ class _Bars:
         if stage not in self._stages:
             self._stages[stage] = self._bars.add_task(stage, total=total, note="")
         self._bars.update(self._stages[stage], completed=done, note=note)
+
+
+def _tell(line: str) -> None:
+    """A line on stderr, above the bars; names of files are no markup."""
+    stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print(outcomes: list[Outcome], store: Path) -> None:

@@ -252,6 +252,12 @@ class RunConfig:
     """Train the supernet again on train and val once the subnet is chosen."""
     resume: bool = False
     """Go on with an interrupted run of the same task."""
+    skip_unreadable: bool = False
+    """Leave images out that cannot be read, instead of refusing the data."""
+    allow_duplicates: bool = False
+    """Train although one picture is in two splits."""
+    allow_empty_classes: bool = False
+    """Train although a class has no training image."""
 
     def __post_init__(self) -> None:
         _require(

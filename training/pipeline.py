@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import Backbone, load_backbone
-from glora_deploy.data import ImageSet, load_task
+from glora_deploy.data import ImageSet, TaskData, load_task
+from glora_deploy.data_check import SKIPPED_IMAGES, CheckedData, check_data
 from glora_deploy.errors import StoreError
 from glora_deploy.inject import extract_supports
 from glora_deploy.manifest import (
@@ -49,7 +51,12 @@ class Outcome:
     """Seconds of search."""
 
 
-def run(config: RunConfig, root: Path, report: Report) -> list[Outcome]:
+def run(
+    config: RunConfig,
+    root: Path,
+    report: Report,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Outcome]:
     """Load, train, search, test once, store.
 
     Weights are trained on the training split and chosen on the validation split; the test split
@@ -60,6 +67,7 @@ def run(config: RunConfig, root: Path, report: Report) -> list[Outcome]:
         config: What to do.
         root: Folder of the store; made if missing.
         report: Told of the progress.
+        tell: Given lines for a person: how the data was read, and what is odd about it.
 
     Returns:
         The stored deltas: the one asked for, which is now current, then LoRA's if compared.
@@ -75,6 +83,8 @@ def run(config: RunConfig, root: Path, report: Report) -> list[Outcome]:
     )
     data = load_task(config.data, seed=config.seed)
     require_trainable(config, backbone, data.n_classes)
+    checked = _check(config, data, report, tell)
+    data = checked.data
     store = ArtifactStore.create(root)
     identity = _identity(config, backbone, data.splits_sha256, device)
     folder = RunFolder(store.root, config.task, identity, resume=config.resume)
@@ -92,9 +102,26 @@ def run(config: RunConfig, root: Path, report: Report) -> list[Outcome]:
         test,
         report=lambda n: report("test", n, len(test), ""),
     )
-    outcomes = _store(job, store, trained, tested)
+    outcomes = _store(job, store, trained, tested, checked.skipped)
     folder.remove()
     return outcomes
+
+
+def _check(
+    config: RunConfig, data: TaskData, report: Report, tell: Callable[[str], None]
+) -> CheckedData:
+    for note in data.notes:
+        tell(note)
+    checked = check_data(
+        data,
+        skip_unreadable=config.skip_unreadable,
+        allow_duplicates=config.allow_duplicates,
+        allow_empty_classes=config.allow_empty_classes,
+        report=lambda done, total: report("check images", done, total, ""),
+    )
+    for note in checked.notes:
+        tell(note)
+    return checked
 
 
 def _read(
@@ -124,6 +151,8 @@ def _identity(
     asked = asdict(config)
     for free in ("task", "resume", "version", "weights", "device"):
         del asked[free]
+    for seen_in_splits in ("skip_unreadable", "allow_duplicates", "allow_empty_classes"):
+        del asked[seen_in_splits]
     train = {f"train.{name}": value for name, value in asked.pop("train").items()}
     search = {f"search.{name}": value for name, value in asked.pop("search").items()}
     measured = {
@@ -135,7 +164,11 @@ def _identity(
 
 
 def _store(
-    job: Job, store: ArtifactStore, trained: list[Trained], tested: list[float]
+    job: Job,
+    store: ArtifactStore,
+    trained: list[Trained],
+    tested: list[float],
+    skipped: dict[str, list[int]],
 ) -> list[Outcome]:
     backbone, config = job.backbone, job.config
     store.put_backbone(
@@ -149,7 +182,7 @@ def _store(
         artifact = store.put(
             config.task,
             {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
-            _draft(job, each, test_accuracy),
+            _draft(job, each, test_accuracy, skipped),
             version=config.version if i == 0 else None,
             make_current=i == 0,
         )
@@ -168,7 +201,9 @@ def _store(
     return outcomes
 
 
-def _draft(job: Job, trained: Trained, test_accuracy: float) -> ManifestDraft:
+def _draft(
+    job: Job, trained: Trained, test_accuracy: float, skipped: dict[str, list[int]]
+) -> ManifestDraft:
     backbone, config = job.backbone, job.config
     return ManifestDraft(
         backbone=backbone.record(),
@@ -190,12 +225,12 @@ def _draft(job: Job, trained: Trained, test_accuracy: float) -> ManifestDraft:
             versions=_versions(),
             val_accuracy=trained.val_accuracy,
             test_accuracy=test_accuracy,
-            settings=_settings(config, trained),
+            settings=_settings(config, trained, skipped),
         ),
     )
 
 
-def _settings(config: RunConfig, trained: Trained) -> dict[str, Any]:
+def _settings(config: RunConfig, trained: Trained, skipped: dict[str, list[int]]) -> dict[str, Any]:
     train = asdict(trained.config)
     settings: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in train.items()
@@ -208,6 +243,11 @@ def _settings(config: RunConfig, trained: Trained) -> dict[str, Any]:
         settings["search_accuracy"] = trained.search.best.fitness
         settings["n_evaluated"] = trained.search.n_evaluated
         settings["retrain"] = config.retrain
+    if skipped:
+        settings[SKIPPED_IMAGES] = skipped
+    for allowed in ("allow_duplicates", "allow_empty_classes"):
+        if getattr(config, allowed):
+            settings[allowed] = True
     return settings
 
 

@@ -190,7 +190,8 @@ def test_classes_are_named_by_their_file(tmp_path: Path) -> None:
 def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
     lists = {"train.txt": "a 0\nb 1", "val.txt": "c 0", "test.txt": "d 2"}
     write_lists(tmp_path, lists | {"classes.txt": "red\ngreen\n"})
-    with pytest.raises(DataError, match="labels must be 0 to 1, got 2 for d in test"):
+    message = rf"^{tmp_path}/classes.txt: must name each of the labels 0 to 2, .* got 2 names.$"
+    with pytest.raises(DataError, match=message):
         load_task(f"lists:{tmp_path}", seed=0)
 
 
@@ -260,3 +261,34 @@ def test_splitting_by_class_deals_out_every_sample_once() -> None:
     np.testing.assert_array_equal(np.bincount(labels[first]), [2, 4])
     np.testing.assert_array_equal(np.bincount(labels[second]), [5, 10])
     np.testing.assert_array_equal(np.bincount(labels[rest]), [3, 6, 1])
+
+
+def test_splits_of_stored_tasks_keep_their_hash(tmp_path: Path) -> None:
+    """As the first release read these: a store's version names them by their hash."""
+    classes = {"ant": 7, "Bee": 12, "bee": 4, "cafe\u0301": 6}
+    write_class_folders(tmp_path / "flat", classes)
+    for name in ("ant/deep/a.JPG", "ant/deep-er/a.webp", "ant/deep.tif", "Bee/x y.gif"):
+        write_image(tmp_path / "flat" / name)
+    (tmp_path / "flat" / "ant" / "notes.txt").write_text("x")
+    for split, n in (("train", 9), ("val", 2), ("test", 3)):
+        write_class_folders(tmp_path / "three" / split, {"a": n, "b": n + 1})
+    for split, n in (("train", 9), ("test", 3)):
+        write_class_folders(tmp_path / "two" / split, {"a": n, "b": n + 1})
+    write_class_folders(tmp_path / "two" / "extra", {"z": 1})
+    train = "".join(f"./x/{i}.png {i % 3}\n" for i in range(15))
+    lists = {"train.txt": train, "test.txt": "y/0.png 0\ny/1.png 2\n"}
+    named = lists | {"val.txt": "z/ a.png\t1\n", "classes.txt": "c\nb\na\n"}
+    vtab = {"train800.txt": "a.jpg 4\nb.jpg 46\n", "val200.txt": "c.jpg 0", "test.txt": "d.jpg 1"}
+    for folder, texts in (("lists", lists), ("named", named), ("dtd", vtab)):
+        (tmp_path / folder).mkdir()
+        write_lists(tmp_path / folder, texts)
+    for kind, folder, digest in (
+        ("folder", "flat", "153a9a2880c9a654babd962527d20b48f385f0e291b809eec21979a344a3aec8"),
+        ("folder", "three", "d3e80dde2fe97d370a45680c2261bea323b5c522fa5d0cd902d975fddc749f45"),
+        ("folder", "two", "fa2630117ce2f4385082df67c32a8b9650c9d3f5ba3187e48397ffef8ed4727b"),
+        ("lists", "lists", "f2eae9f4cbda5e3ff5925fb561d3f4844b6940c0cbe74498970014dbd8bc4039"),
+        ("lists", "named", "a6ba322f45e85f0f26497b807e5f3387a089b4c7a26b48aa00b92e8963c23458"),
+        ("vtab", "dtd", "37f69229b023c648bdae699cf0b101ff13a1cd7d91176b5a82e7e2018de73870"),
+    ):
+        task = load_task(f"{kind}:{tmp_path / folder}", seed=7)
+        assert task.splits_sha256 == digest, folder

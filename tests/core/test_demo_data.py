@@ -213,7 +213,7 @@ def test_a_missing_scikit_learn_is_named(name: str, monkeypatch: pytest.MonkeyPa
 
 def test_reading_data_imports_neither_torch_nor_scikit_learn() -> None:
     code = (
-        "import sys, glora_deploy.data, glora_deploy.preprocess\n"
+        "import sys, glora_deploy.data, glora_deploy.data_check, glora_deploy.preprocess\n"
         "glora_deploy.data.load_task('position', seed=0)\n"
         "print({'torch', 'timm', 'sklearn'} & sys.modules.keys())"
     )

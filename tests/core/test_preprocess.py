@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from glora_deploy.errors import DataError
+from glora_deploy.image_file import MAX_PIXELS
 from glora_deploy.preprocess import (
-    MAX_PIXELS,
     Preprocessing,
     load_image,
     normalise,

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
+from glora_deploy.store import ArtifactStore
 from hub_server import WRITE, HubServer, local_hub
 from stored_tasks import LABELS, make_backbone, make_stored_task
 
@@ -100,6 +101,48 @@ def test_a_peft_adapter_becomes_a_task(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def import_with_labels(
+    tmp_path: Path, labels: bytes, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Result, Path]:
+    """Import an adapter with a file of class names, on the small backbone."""
+    peft = pytest.importorskip("peft", reason="no peft installed")
+    monkeypatch.setattr("glora_deploy.backbone.load_backbone", lambda *a, **k: make_backbone())
+    config = peft.LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
+    model = peft.get_peft_model(make_backbone().build(len(LABELS)), config)
+    model.save_pretrained(tmp_path / "adapter")
+    names = tmp_path / "labels.txt"
+    names.write_bytes(labels)
+    store = tmp_path / "store"
+    command = ("import", tmp_path / "adapter", "--task", "pets", "--store", store)
+    return run(*command, "--labels", names), store
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_a_byte_order_mark_is_no_part_of_the_first_label(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = ("\ufeff" + "\r\n".join(LABELS) + end).encode()
+    result, store = import_with_labels(tmp_path, labels, monkeypatch)
+    assert result.exit_code == 0, result.output
+    assert ArtifactStore.open(store).get("pets").manifest.labels == LABELS
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (b"ant\n\nbee\ncat\ndog\nelk\n", "labels.txt: line 2 must be a name, got a blank line"),
+        ("ant\nbée\ncat".encode("latin1"), "labels.txt: must be a readable UTF-8 text file, got"),
+    ],
+)
+def test_labels_that_would_be_wrong_are_refused(
+    tmp_path: Path, labels: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, store = import_with_labels(tmp_path, labels, monkeypatch)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not store.exists()
+
+
 def test_an_import_under_a_name_that_is_no_slug_is_refused_before_anything_is_read(
     tmp_path: Path,
 ) -> None:
@@ -117,7 +160,11 @@ def test_an_import_under_a_name_that_is_no_slug_is_refused_before_anything_is_re
         ("loha", [], "peft_type must be LORA or GLORA, got LOHA"),
         ("cut", [], "adapter_model.safetensors: not a readable safetensors file"),
         ("lora", ["--head", "gone.safetensors"], "gone.safetensors: not a readable safetensors"),
-        ("lora", ["--labels", "gone.txt"], "gone.txt: No such file"),
+        (
+            "lora",
+            ["--labels", "gone.txt"],
+            "gone.txt: must be a readable UTF-8 text file: No such file",
+        ),
         ("gone.pt", ["--subnet", "subnet.txt"], "gone.pt: must be a file, none is here"),
         ("theirs.pt", ["--subnet", "gone.txt"], "gone.txt: must be a file, none is here"),
     ],
