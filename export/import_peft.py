@@ -143,8 +143,10 @@ def import_peft(adapter: Adapter, backbone: Backbone) -> Imported:
         "imported_from": f"peft {config.peft_type} {config.peft_version or ''}".strip(),
         "trained_on": None,
     }
-    if config.base_model_name_or_path is not None:
-        origin["trained_on"] = name_alone(config.base_model_name_or_path)
+    if (origin_name := config.base_model_name_or_path) is not None:
+        # A folder below this one may look like a repository on the Hub.
+        here = Path(origin_name)
+        origin["trained_on"] = here.name if here.exists() else name_alone(origin_name)
     notes = []
     if any(place.count > 1 for place in parts):
         notes.append("query, key and value became one layer: ranks add up, and C and D went into E")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
 
 from .manifest import Manifest
 
@@ -29,15 +30,31 @@ def name_alone(text: str) -> str:
     >>> name_alone("google/vit-base"), name_alone("/home/ann/models/vit"), name_alone("../vit")
     ('google/vit-base', 'vit', 'vit')
     """
-    if _REPOSITORY.fullmatch(text) and not Path(text).exists():
+    if _REPOSITORY.fullmatch(text):
         return text
     return PureWindowsPath(text).name or "unnamed"
 
 
 def redacted(manifest: Manifest) -> Manifest:
-    """The manifest as others may see it; everything but ``training.data`` is as it was."""
-    data = manifest.training.data
-    if data is None or data_kind(data) == data:
-        return manifest
-    training = manifest.training.model_copy(update={"data": data_kind(data)})
-    return manifest.model_copy(update={"training": training})
+    """The manifest as others may see it.
+
+    ``training.data`` loses its place. Imports of earlier releases may also have kept the folder of
+    the model that an adapter was trained on; of it the name stays.
+    """
+    training = manifest.training
+    changes: dict[str, object] = {}
+    if training.data is not None:
+        changes["data"] = data_kind(training.data)
+    if isinstance(origin := training.settings.get("trained_on"), str):
+        changes["settings"] = {**training.settings, "trained_on": name_alone(origin)}
+    hidden = training.model_copy(update=changes)
+    return manifest if hidden == training else manifest.model_copy(update={"training": hidden})
+
+
+def names_place(manifest: Manifest, data: bytes) -> bool:
+    """Whether bytes name the place of the data that a delta was trained on."""
+    spec = manifest.training.data
+    if spec is None or data_kind(spec) == spec:
+        return False
+    spellings = (spec, json.dumps(spec)[1:-1], json.dumps(spec, ensure_ascii=False)[1:-1])
+    return any(spelling.encode() in data for spelling in spellings)
