@@ -9,8 +9,10 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``merged_file``      backbone and delta in, the merged network's safetensors file out
 ``manifest``         what one artifact is; ``artifact`` one version on disk; ``store`` all of them
 ``backbone``         the frozen timm model; ``preprocess`` images in, its inputs out
+``checkpoint_file``  its weights as trainers save them; ``file_kind`` what a file is by its content
 ``data``             where a task's images come from
 ``parity``           do two stages compute the same
+``redact``           what others may see of a manifest
 ===================  ============================================================================
 
 This module imports nothing, so that the parts without torch stay usable without it.

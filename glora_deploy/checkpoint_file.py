@@ -131,7 +131,8 @@ class CheckpointFile:
         prefix = found[0] if len(found) == 1 else self._choose(found)
         inside = {n.removeprefix(prefix): t for n, t in flat.items() if n.startswith(prefix)}
         if prefix:
-            beside = f", left out {len(flat) - len(inside)} others" * (len(inside) < len(flat))
+            others = len(flat) - len(inside)
+            beside = f", none of the {others} others" if others else ""
             _LOG.warning(
                 "%s: took the %d tensors behind %r%s", self.path, len(inside), prefix, beside
             )

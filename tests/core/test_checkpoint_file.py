@@ -114,7 +114,7 @@ def test_the_log_says_in_one_line_what_was_taken(
         load(tmp_path / "w")
     (line,) = caplog.messages
     assert line == f"{tmp_path / 'w'}: took the 20 tensors behind 'state_dict.model.', " + (
-        "left out 1 others"
+        "none of the 1 others"
     )
     caplog.clear()
     torch.save(state, tmp_path / "w")

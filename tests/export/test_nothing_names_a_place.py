@@ -208,7 +208,7 @@ def test_a_report_of_an_earlier_release_is_not_pushed(stored: Pushed) -> None:
         stored, PARITY_FILE, data=f"2 test images of {stored.artifact.manifest.training.data}"
     )
     with pytest.raises(
-        Exception, match=r"parity\.json names the data's folder\. Export it again\."
+        StoreError, match=r"parity\.json names the data's folder\. Export it again\."
     ):
         stored.push()
     assert stored.hub.repos == {}
