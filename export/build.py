@@ -16,6 +16,7 @@ from glora_deploy.artifact import Artifact, write_artifact
 from glora_deploy.errors import StoreError
 from glora_deploy.merged_file import PRECISIONS
 from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Precision, Report
+from glora_deploy.redact import redacted
 from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import BACKBONE_WEIGHTS
 
@@ -225,7 +226,7 @@ class _Builder:
         folder = self.folder / DELTA_FOLDER
         folder.mkdir()
         dtype = PRECISIONS[self.config.precision]
-        manifest = self.artifact.manifest
+        manifest = redacted(self.artifact.manifest)  # it is made to be given away
         with np.errstate(over="ignore"):  # the writer refuses what is not finite, by name
             tensors = {k: v.astype(dtype) for k, v in self.artifact.tensors().items()}
         write_artifact(

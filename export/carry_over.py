@@ -11,6 +11,7 @@ from pathlib import Path
 from glora_deploy.artifact import Artifact
 from glora_deploy.errors import ArtifactError
 from glora_deploy.parity import PARITY_FILE, Report
+from glora_deploy.redact import names_place
 
 from .files import FILES, PLAN_FILE, SIDECAR_FILE
 from .plan import read_plan_info
@@ -54,6 +55,7 @@ def carry_over(old: Path, new: Path, artifact: Artifact, remade: Collection[Form
         try:
             for file in FILES[name]:
                 record.require_intact(old, file)
+                _require_no_place(old / file, artifact)
         except ArtifactError as error:
             log.warning("%s Its format, %s, is not kept.", error, name)
             continue
@@ -79,6 +81,12 @@ def drop_stale_plan(folder: Path) -> bool:
         (folder / SIDECAR_FILE).unlink(missing_ok=True)
         return True
     return False
+
+
+def _require_no_place(path: Path, artifact: Artifact) -> None:
+    """Earlier releases wrote the folder of the data into what may be given away."""
+    if path.suffix == ".json" and names_place(artifact.manifest, path.read_bytes()):
+        raise ArtifactError(f"{path}: names the data's folder.")
 
 
 def _overflow(folder: Path) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def import_adapter(
     weights that PEFT merges to; other methods are refused with the reason.
     """
     with one_line_errors(UNCHANGED):
-        if source.endswith(".pt") and subnet is None:
+        if source.lower().endswith(".pt") and subnet is None:
             from .foreign import refuse_lycoris
 
             refuse_lycoris(Path(source))  # it will not do with a subnet either

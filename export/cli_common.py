@@ -49,7 +49,10 @@ BackboneOption = Annotated[
 ]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="Local weights of that backbone (.safetensors, .npz)."),
+    typer.Option(
+        "--checkpoint",
+        help="Local weights of that backbone (.safetensors, .npz, .pth, or FILE#PART of one).",
+    ),
 ]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, no table; errors only.")

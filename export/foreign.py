@@ -7,15 +7,14 @@ so that without a look at the names they would be refused for what they lack.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
+from glora_deploy.checkpoint_file import load_torch
 from glora_deploy.errors import ArtifactError
+from glora_deploy.file_kind import refuse_known
 
 _LYCORIS = re.compile(r".+\.[ab][12]\.weight")
 _TORCH_SUFFIXES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
@@ -50,46 +49,23 @@ def safetensors_names(path: Path) -> list[str]:
     """Names of the tensors in a safetensors file, of any types.
 
     Raises:
-        ArtifactError: If it is none.
+        ArtifactError: If it is none; says what else, if that is known.
     """
     try:
         with safe_open(path, framework="np") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
+        if path.is_file():
+            refuse_known(path)
         raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def load_torch(path: Path, *, mmap: bool = False) -> dict[Any, Any]:
-    """A file of torch, as long as it is a mapping of plain values; no code of it is run.
-
-    Args:
-        path: The file.
-        mmap: Leave the tensors in the file, where its format allows that.
-
-    Raises:
-        ArtifactError: If it is not.
-        OSError: If there is no such file.
-    """
-    try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path)
-        )
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises whatever the damaged bytes provoke
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
-        raise ArtifactError(f"{path}: must hold tensors and plain values only: {reason}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: must hold a mapping, got a {type(content).__name__}")
-    return content
 
 
 def _names(path: Path) -> list[str]:
     """Names in a file; none if it cannot be read."""
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return safetensors_names(path)
-        if path.suffix in _TORCH_SUFFIXES:
+        if path.suffix.lower() in _TORCH_SUFFIXES:
             return [name for name in load_torch(path, mmap=True) if isinstance(name, str)]
     except (ArtifactError, OSError):
         pass

@@ -17,6 +17,7 @@ from glora_deploy.errors import HubError, ParityError, StoreError
 from glora_deploy.manifest import Manifest
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.preprocess import Preprocessing
+from glora_deploy.redact import names_place, redacted
 from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import require_slug
 
@@ -87,7 +88,8 @@ def push(
 
     The repository then loads with ``timm.create_model("hf-hub:USER/NAME", pretrained=True)``.
     Files of the same names are replaced; of an earlier push, those that this one does not have are
-    removed; everything else stays, and so does a README.md that was not written here.
+    removed; everything else stays, and so does a README.md that was not written here. Nothing of it
+    says where on this machine the task's images lie: the pushed manifest names their kind alone.
 
     Args:
         store: Holds the artifact and the export.
@@ -107,7 +109,8 @@ def push(
         The address of the repository, or of its branch.
 
     Raises:
-        StoreError: If there is no such export, or it was made from another delta.
+        StoreError: If there is no such export, it was made from another delta, or by a release
+            whose reports name the folder of the data.
         ArtifactError: If a file of it or the delta is damaged.
         ParityError: If the export was not proven.
         HubError: If a name is malformed, the token is missing, wrong or may not write, a
@@ -120,7 +123,7 @@ def push(
     upload = _Upload.of_export(store, artifact, precision)
     license = license or upload.license
     readme = model_card(
-        artifact.manifest,
+        upload.manifest,
         upload.report,
         repo=repo,
         revision=revision,
@@ -242,6 +245,8 @@ class _Upload:
             record.require_intact(folder, name)
         report = Report.from_json((folder / PARITY_FILE).read_bytes(), str(folder / PARITY_FILE))
         report.require_passed()
+        if names_place(artifact.manifest, report.to_json()):
+            raise StoreError(f"{where}: {PARITY_FILE} names the data's folder. Export it again.")
         return cls(artifact, folder, report, names)
 
     @property
@@ -266,11 +271,19 @@ class _Upload:
                 for name in self.names
                 if name != CONFIG_FILE
             ),
-            *(
-                CommitOperationAdd(f"{HUB_FOLDER}/{name}", self.artifact.path / name)
-                for name in (MANIFEST, ADAPTER)
-            ),
+            CommitOperationAdd(f"{HUB_FOLDER}/{MANIFEST}", self._manifest_bytes()),
+            CommitOperationAdd(f"{HUB_FOLDER}/{ADAPTER}", self.artifact.path / ADAPTER),
         ]
+
+    @property
+    def manifest(self) -> Manifest:
+        """What others may know of the artifact."""
+        return redacted(self.artifact.manifest)
+
+    def _manifest_bytes(self) -> bytes:
+        if self.manifest == self.artifact.manifest:
+            return (self.artifact.path / MANIFEST).read_bytes()
+        return self.manifest.to_json()
 
     def _config(self) -> dict[str, dict[str, str]]:
         config: dict[str, dict[str, str]] = json.loads((self.folder / CONFIG_FILE).read_bytes())

@@ -27,7 +27,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from glora_deploy.backbone import Backbone
+from glora_deploy.checkpoint_file import load_torch
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, StoreError
+from glora_deploy.file_kind import require_weights
 from glora_deploy.paths import (
     SUPPORTS,
     LayerPaths,
@@ -37,7 +39,7 @@ from glora_deploy.paths import (
     Support,
 )
 
-from .foreign import load_torch, refuse_lycoris, require_no_lycoris, safetensors_names
+from .foreign import refuse_lycoris, require_no_lycoris, safetensors_names
 from .imported import Array, Imported, Part, Place, Target, assemble
 
 _TENSOR = re.compile(r"(?P<layer>.+)\.(?P<name>[ABC][du]|[DE])")
@@ -70,9 +72,11 @@ def read_checkpoint(path: Path, subnet: Path) -> Checkpoint:
     if not path.is_file():
         refuse_lycoris(path)
         raise StoreError(f"{path}: must be a file, none is here. Give the authors' .pt file.")
-    if path.suffix == ".safetensors":
+    kind = require_weights(path)
+    if kind == "safetensors":
         require_no_lycoris(safetensors_names(path), path)
-        raise ArtifactError(f"{path}: must be a .pt of the authors' release, got safetensors")
+    if kind != "torch":
+        raise ArtifactError(f"{path}: must be a .pt of the authors' release, got {kind}")
     content = load_torch(path)
     tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
     if not tensors or len(tensors) < len(content) or not all(isinstance(n, str) for n in content):

@@ -10,7 +10,9 @@ DoRA                           with ``g = magnitude / |row of w0 + s * lora_B @ 
                                ``A = g - 1`` and ``B_d = g * s * lora_B``
 GLoRA ``Xd, Xu`` or ``X``      the same support on the path of its shape
 a trained bias ``b'``          ``E += (b' - b0) * (1 + D)``
-a trained norm                 ``B`` and ``E``, what was added to its weight and bias
+a trained norm                 ``B`` and ``E``, what was added to its weight and bias; a
+                               BatchNorm's running statistics are folded into both first
+any of them on the classifier  merged into the classifier that is saved or given
 =============================  ================================================================
 
 Each is exact in value; PEFT's formulas as in its release 0.21 (``tuners/lora/layer.py``,
@@ -19,11 +21,10 @@ Each is exact in value; PEFT's formulas as in its release 0.21 (``tuners/lora/la
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,19 @@ import numpy as np
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue
 
 from glora_deploy.backbone import Backbone
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, StoreError
-from glora_deploy.records import first_problem
+from glora_deploy.redact import name_alone
 from glora_deploy.tensor_file import map_tensors, read_layout
 
 from .foreign import refuse_lycoris
 from .hub_client import HubClient, fetch_file
 from .imported import Array, Imported, Part, Place, Target, assemble, read_head
-from .transformers_names import timm_place
+from .peft_config import Config, read_config
+from .peft_names import Names, plain_names
+from .peft_supports import matrix, merge_whole, supports_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,66 +54,6 @@ _SUPPORT = re.compile(
     r"(?P<module>.+)\.(?P<tensor>lora_[AB]\.(?:weight|bias)|lora_magnitude_vector(?:\.weight)?"
     r"|glora_[A-E]\.(?:Xd|Xu|X|zeros))"
 )
-# What may be set without changing the merged weights, or is read below.
-_UNDERSTOOD = frozenset(
-    {
-        "alpha_pattern",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "bias",
-        "config_A_B",
-        "config_C",
-        "config_D_E",
-        "eva_config",
-        "exclude_modules",
-        "inference_mode",
-        "init_lora_weights",
-        "init_weights",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_alpha",
-        "lora_bias",
-        "lora_dropout",
-        "megatron_core",
-        "modules_to_save",
-        "peft_type",
-        "peft_version",
-        "qalora_group_size",
-        "r",
-        "rank_pattern",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-        "use_dora",
-        "use_rslora",
-    }
-)
-# These take something out of the frozen weights when training begins.
-_MOVES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-class _Config(BaseModel):
-    """The part of adapter_config.json that the merged weights depend on."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    peft_type: str
-    lora_alpha: float = 8
-    alpha_pattern: dict[str, float] | None = None
-    use_rslora: bool = False
-    init_lora_weights: bool | str | None = True
-    base_model_name_or_path: str | None = None
-    peft_version: str | None = None
-
-    def scaling(self, module: str, rank: int) -> float:
-        """What multiplies the low-rank product of one module."""
-        alpha = self.lora_alpha
-        for pattern, own in (self.alpha_pattern or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = own
-                break
-        return alpha / (rank**0.5 if self.use_rslora else rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +62,7 @@ class Adapter:
 
     where: str
     """Named in errors."""
-    config: _Config
+    config: Config
     tensors: Mapping[str, NDArray[Any]]
     """Under the names that the network has for its modules."""
     head: Path | None
@@ -154,13 +97,13 @@ def read_adapter(
         ArtifactError: If a file is missing, damaged or pickled, or the method is not one of these.
     """
     folder = _folder(source, revision, token, endpoint, delays_s, on_step)
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     if (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file():
         raise ArtifactError(
             f"{folder / PICKLE}: must be {WEIGHTS}: a pickle can run code when it is read. Save "
             "the adapter again with safe_serialization=True."
         )
-    tensors = _plain_names(map_tensors(folder / WEIGHTS))
+    tensors = plain_names(map_tensors(folder / WEIGHTS))
     if head is not None:
         read_layout(head)
     return Adapter(str(source), config, tensors, head)
@@ -168,6 +111,8 @@ def read_adapter(
 
 def import_peft(adapter: Adapter, backbone: Backbone) -> Imported:
     """Fit an adapter to a timm network; it may be for a transformers ViT, DeiT or DINOv2.
+
+    The network may have been trained inside another, as in transformers' TimmWrapper.
 
     Args:
         adapter: As from :func:`read_adapter`.
@@ -178,22 +123,30 @@ def import_peft(adapter: Adapter, backbone: Backbone) -> Imported:
         BackboneMismatchError: If a module maps to no layer, or a tensor does not fit it.
     """
     where, config = adapter.where, adapter.config
-    classifier, rest = _split_classifier(adapter.tensors, backbone)
-    if adapter.head is not None:
-        classifier = {**read_head(adapter.head, backbone), **classifier}
+    modules = _by_module(adapter.tensors)
+    names = Names(backbone, modules)
+    heads = {name: m for name, m in modules.items() if names.classifier(name) is not None}
+    given = read_head(adapter.head, backbone) if adapter.head is not None else {}
+    classifier = _classifier(heads, given, names, adapter)
     weight = f"{backbone.classifier[0]}.weight"
     if weight not in classifier:
+        odd = sorted(n for n, m in modules.items() if "weight" in m.whole and not names.known(n))
+        instead = f"; {odd[0]} is no module of {backbone.architecture}" if odd else ""
         raise BackboneMismatchError(
-            f"{where}: must bring the classifier (modules_to_save), it does not. "
+            f"{where}: must bring the classifier (modules_to_save), it does not{instead}. "
             f"Give a safetensors file that holds {weight} with --head."
         )
     target = Target(backbone, len(classifier[weight]))
-    reader = _Reader(target, config, where)
-    parts = reader.parts(rest)
+    reader = _Reader(target, config, where, names)
+    parts = reader.parts({name: m for name, m in modules.items() if name not in heads})
     origin: dict[str, JsonValue] = {
         "imported_from": f"peft {config.peft_type} {config.peft_version or ''}".strip(),
-        "trained_on": config.base_model_name_or_path,
+        "trained_on": None,
     }
+    if (origin_name := config.base_model_name_or_path) is not None:
+        # A folder below this one may look like a repository on the Hub.
+        here = Path(origin_name)
+        origin["trained_on"] = here.name if here.exists() else name_alone(origin_name)
     notes = []
     if any(place.count > 1 for place in parts):
         notes.append("query, key and value became one layer: ranks add up, and C and D went into E")
@@ -201,6 +154,11 @@ def import_peft(adapter: Adapter, backbone: Backbone) -> Imported:
         notes.append(
             "the weights are equal, logits only nearly so where layer_norm_eps differs: "
             "transformers' ViT has 1e-12, timm's 1e-6"
+        )
+    if reader.folded:
+        notes.append(
+            "the running statistics of each BatchNorm that was trained went into its weight and "
+            "bias: the same function, not the same tensors"
         )
     return assemble(target, parts, classifier, where=where, origin=origin, notes=notes)
 
@@ -239,98 +197,92 @@ def _folder(
     return client.call(fetch)
 
 
-def _read_config(path: Path) -> _Config:
-    if not path.is_file():
-        raise ArtifactError(f"{path}: must be a file, none is here. Give the folder of an adapter.")
-    try:
-        config = _Config.model_validate_json(path.read_bytes())
-        raw: dict[str, Any] = json.loads(path.read_bytes())
-    except ValidationError as error:
-        raise ArtifactError(f"{path}: {first_problem(error)}") from error
-    if config.peft_type not in ("LORA", "GLORA"):
-        raise ArtifactError(
-            f"{path}: peft_type must be LORA or GLORA, got {config.peft_type}: its update is not "
-            "kept as a sum of supports A to E."
-        )
-    init = str(config.init_lora_weights or "")
-    if init.lower().startswith(_MOVES_WEIGHTS):
-        raise ArtifactError(
-            f"{path}: init_lora_weights is {init!r}, which changes the backbone itself. Save the "
-            "adapter with path_initial_model_for_weight_conversion, which turns it into plain LoRA."
-        )
-    odd = sorted(name for name, value in raw.items() if value and name not in _UNDERSTOOD)
-    if odd:
-        raise ArtifactError(
-            f"{path}: {odd[0]} must not be set, got {raw[odd[0]]!r}: what it does to the weights "
-            "cannot be imported."
-        )
-    return config
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """What an adapter holds of one module."""
+
+    supports: dict[str, Array] = field(default_factory=dict)
+    """``lora_A``, ``glora_B.Xd``, ...: of a small update."""
+    whole: dict[str, Array] = field(default_factory=dict)
+    """``weight``, ``bias``, ...: trained in place."""
 
 
-def _plain_names(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Names as the network has them, without PEFT's wrappers; each module saved once."""
-    plain: dict[str, NDArray[Any]] = {}
+def _by_module(tensors: Mapping[str, NDArray[Any]]) -> dict[str, _Module]:
+    modules: dict[str, _Module] = defaultdict(_Module)
     for name, tensor in tensors.items():
-        name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        if ".original_module." in name:
-            continue  # the frozen twin of a module that was trained whole
-        # With bias="all", a trained module's bias is there under both names.
-        plain[name.replace(".modules_to_save.", ".")] = tensor
-    return plain
-
-
-def _split_classifier(
-    tensors: Mapping[str, NDArray[Any]], backbone: Backbone
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """The classifier under timm's names, and everything else as it is called."""
-    own = tuple(f"{name}." for name in backbone.classifier)
-    classifier, rest = {}, {}
-    for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        place = timm_place(module)
-        if name.startswith(own):
-            classifier[name] = tensor
-        elif place is not None and place.layer == "head" and len(own) == 1:
-            classifier[f"{own[0]}{leaf}"] = tensor
+        value = np.asarray(tensor, np.float64)
+        if found := _SUPPORT.fullmatch(name):
+            modules[found["module"]].supports[found["tensor"].removesuffix(".weight")] = value
         else:
-            rest[name] = tensor
-    return classifier, rest
+            module, _, leaf = name.rpartition(".")
+            modules[module].whole[leaf] = value
+    return dict(modules)
+
+
+def _classifier(
+    heads: Mapping[str, _Module], given: Mapping[str, NDArray[Any]], names: Names, adapter: Adapter
+) -> dict[str, NDArray[Any]]:
+    """The classifier under timm's names, its own updates merged into it.
+
+    Args:
+        heads: The adapter's modules of it.
+        given: What a file has of it, for what the adapter lacks.
+        names: Of these modules in the network.
+        adapter: They come from.
+    """
+    found = dict(given)
+    for module, held in heads.items():
+        found |= {f"{names.classifier(module)}.{leaf}": t for leaf, t in held.whole.items()}
+    for module, held in heads.items():
+        if not held.supports:
+            continue
+        weight, bias = (f"{names.classifier(module)}.{leaf}" for leaf in ("weight", "bias"))
+        if weight not in found:
+            raise BackboneMismatchError(
+                f"{adapter.where}: {module}: the classifier was adapted "
+                f"({', '.join(sorted(held.supports))}) and not saved: its frozen weight is in no "
+                f"file here. Give a safetensors file that holds {weight}, as it was when training "
+                "began, with --head; where that was random and never saved, nothing restores it."
+            )
+        w0 = np.asarray(found[weight], np.float64)
+        b0 = np.asarray(found[bias], np.float64) if bias in found else None
+        supports = supports_of(module, held.supports, matrix(w0), adapter.config, adapter.where)
+        w, b = merge_whole(matrix(w0), b0, supports, f"{adapter.where}: {module}")
+        found[weight] = w.reshape(w0.shape)
+        if b is not None:
+            found[bias] = b
+    return found
 
 
 class _Reader:
-    """Turns an adapter's tensors into parts of a backbone's layers."""
+    """Turns an adapter's modules into parts of a backbone's layers."""
 
-    def __init__(self, target: Target, config: _Config, where: str) -> None:
+    def __init__(self, target: Target, config: Config, where: str, names: Names) -> None:
         self.target = target
         self.config = config
         self.where = where
+        self.names = names
         self.renamed = False
         """Whether a layer was known by its transformers name."""
+        self.folded = False
+        """Whether running statistics of a norm were."""
 
-    def parts(self, tensors: Mapping[str, NDArray[Any]]) -> dict[Place, Part]:
+    def parts(self, modules: Mapping[str, _Module]) -> dict[Place, Part]:
         """Every part by place."""
-        modules: dict[str, dict[str, Array]] = defaultdict(dict)
-        whole: dict[str, dict[str, Array]] = defaultdict(dict)
-        for name, tensor in tensors.items():
-            value = np.asarray(tensor, np.float64)
-            if found := _SUPPORT.fullmatch(name):
-                modules[found["module"]][found["tensor"].removesuffix(".weight")] = value
-            else:
-                module, _, leaf = name.rpartition(".")
-                whole[module][leaf] = value
         parts: dict[Place, Part] = {}
-        for module in sorted(modules.keys() | whole.keys()):
-            place = self._place(module, [*modules[module], *whole[module]])
+        for module in sorted(modules):
+            held = modules[module]
+            place = self._place(module, [*held.supports, *held.whole])
             if place in parts:
                 raise BackboneMismatchError(f"{self.where}: {module}: {place.layer} occurs twice")
-            supports = self._supports(module, place, modules[module])
-            parts[place] = self._with_trained(module, place, supports, whole[module])
+            parts[place] = self._with_trained(
+                module, place, self._supports(module, place, held.supports), held.whole
+            )
         return parts
 
     def _place(self, module: str, tensors: Iterable[str]) -> Place:
-        own = module in self.target.shapes
-        place = Place(module) if own else timm_place(module)
-        self.renamed |= not own
+        place = self.names.place(module)
+        self.renamed |= self.names.is_renamed(module)
         if place is None or place.layer not in self.target.shapes:
             backbone = self.target.backbone
             raise BackboneMismatchError(
@@ -343,63 +295,19 @@ class _Reader:
     def _supports(
         self, module: str, place: Place, tensors: Mapping[str, Array]
     ) -> dict[str, Array]:
-        if not tensors:
-            return {}
-        if any(name.startswith("glora_") for name in tensors):
-            return self._glora(module, tensors)
-        return self._lora(module, place, tensors)
-
-    def _lora(self, module: str, place: Place, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        try:
-            up, down = (_flat(tensors[f"lora_{letter}"]) for letter in "AB")
-        except KeyError as error:
-            raise ArtifactError(f"{self.where}: {module}: lacks {error.args[0]}") from error
-        scaling = self.config.scaling(module, len(up))
-        supports = {"B_d": scaling * down, "B_u": up}
-        if "lora_B.bias" in tensors:
-            supports["E"] = scaling * tensors["lora_B.bias"]
-        if "lora_magnitude_vector" in tensors:
-            gain = self._dora_gain(module, place, supports, tensors["lora_magnitude_vector"])
-            supports |= {"A": gain - 1, "B_d": gain * supports["B_d"]}
-        return supports
-
-    def _dora_gain(
-        self, module: str, place: Place, supports: Mapping[str, Array], magnitude: Array
-    ) -> Array:
-        """What DoRA multiplies each row of ``w0 + dw`` by, ``(rows, 1)``."""
-        w0 = self.target.weight(place.layer)
         rows = self.target.rows(place)
-        w0 = w0[place.index * rows : (place.index + 1) * rows]
-        fits = supports["B_d"].shape[0] == rows == magnitude.size
-        if not fits or supports["B_u"].shape[1] != w0.shape[1]:
-            raise BackboneMismatchError(
-                f"{self.where}: {module}: must fit the backbone's {w0.shape}, got "
-                f"({supports['B_d'].shape[0]}, {supports['B_u'].shape[1]}) and {magnitude.size} "
-                "magnitudes. Give the backbone it was trained on."
-            )
-        norm = np.linalg.norm(w0 + supports["B_d"] @ supports["B_u"], axis=1)
-        gain: Array = magnitude.reshape(-1, 1) / norm[:, None]
-        return gain
-
-    def _glora(self, module: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        supports: dict[str, Array] = {}
-        for name, value in tensors.items():
-            support, kind = name.removeprefix("glora_").split(".")
-            if kind == "zeros":  # PEFT writes down what a support on no path adds
-                if value.any():
-                    raise ArtifactError(f"{self.where}: {module}: {name} must be zero, it is not")
-            elif kind == "X":
-                one = support in "AB" and value.shape == (1,)
-                supports[support] = value.reshape(1, 1) if one else value
-            else:
-                supports[f"{support}_{kind[1]}"] = value
-        return supports
+        w0 = self.target.weight(place.layer)[place.index * rows : (place.index + 1) * rows]
+        return supports_of(module, tensors, w0, self.config, self.where)
 
     def _with_trained(
         self, module: str, place: Place, supports: dict[str, Array], trained: Mapping[str, Array]
     ) -> Part:
         """Add what was trained in place: a bias, or all of a norm."""
-        unknown = sorted(trained.keys() - {"weight", "bias"})
+        if trained.keys() & {"running_mean", "running_var"}:
+            trained = self._with_statistics(module, place.layer, trained)
+            self.folded = True
+        # How many batches the statistics came from is of no use after training.
+        unknown = sorted(trained.keys() - {"weight", "bias", "num_batches_tracked"})
         if unknown:
             raise ArtifactError(f"{self.where}: {module}: {unknown[0]} cannot be imported")
         if "weight" in trained:
@@ -410,16 +318,39 @@ class _Reader:
                     "classifier and norms may be: a full weight is no small support."
                 )
             frozen = self.target.weight(place.layer)
-            if trained["weight"].shape != (len(frozen),):
-                raise BackboneMismatchError(
-                    f"{self.where}: {module}: weight must have shape ({len(frozen)},) to fit the "
-                    f"backbone's, got {trained['weight'].shape}. "
-                    "Give the backbone it was trained on."
-                )
+            self._require_vector(module, "weight", trained["weight"], len(frozen))
             supports["B"] = trained["weight"][:, None] - frozen
         return Part(supports, trained.get("bias"))
 
+    def _with_statistics(
+        self, module: str, layer: str, trained: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """A trained BatchNorm as weight and bias beside the frozen running mean m and variance v.
 
-def _flat(kernel: Array) -> Array:
-    """A matrix, or the kernel of a convolution as one: ``(rows, the rest)``."""
-    return kernel.reshape(len(kernel), -1)
+        With ``s = sqrt(v + eps)``, trained marked by 1 and frozen by 0::
+
+            (x - m1) / s1 * w1 + b1 = (x - m0) / s0 * (w1 * s0 / s1) + b1 + (m0 - m1) / s1 * w1
+        """
+        eps = self.target.batch_norms.get(layer)
+        if eps is None:
+            raise ArtifactError(
+                f"{self.where}: {module}: has running statistics, the backbone's layer has none. "
+                "Give the backbone it was trained on."
+            )
+        tensors = self.target.backbone.tensors
+        names = ("weight", "bias", "running_mean", "running_var")
+        frozen = {name: tensors[f"{layer}.{name}"].numpy().astype(np.float64) for name in names}
+        for name in names:
+            self._require_vector(module, name, trained.get(name, frozen[name]), len(frozen[name]))
+        w1, b1, m1, v1 = (trained.get(name, frozen[name]) for name in names)
+        s0, s1 = np.sqrt(frozen["running_var"] + eps), np.sqrt(v1 + eps)
+        rest = {name: value for name, value in trained.items() if name not in names}
+        moved = b1 + (frozen["running_mean"] - m1) / s1 * w1
+        return {**rest, "weight": w1 * (s0 / s1), "bias": moved}
+
+    def _require_vector(self, module: str, name: str, value: Array, size: int) -> None:
+        if value.shape != (size,):
+            raise BackboneMismatchError(
+                f"{self.where}: {module}: {name} must have shape ({size},) to fit the "
+                f"backbone's, got {value.shape}. Give the backbone it was trained on."
+            )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
+from torch import nn
 
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import Backbone
@@ -78,6 +79,13 @@ class Target:
             for name, module in model.named_modules()
             if name not in backbone.classifier and (shape := layer_shape(module)) is not None
         }
+        self.batch_norms = {
+            name: module.eps
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and f"{name}.running_var" in backbone.tensors
+        }
+        """What each BatchNorm with running statistics adds to its variance."""
         self.head = {
             name: tuple(tensor.shape)
             for name, tensor in model.state_dict().items()
@@ -138,17 +146,32 @@ def assemble(
 def read_head(path: Path, backbone: Backbone) -> dict[str, NDArray[Any]]:
     """The classifier's tensors out of a safetensors file; others in it are ignored.
 
+    They may all lie behind one prefix, as ``timm_model.head.weight`` does in a file of
+    transformers.
+
     Raises:
         ArtifactError: If the file is missing or damaged.
-        BackboneMismatchError: If it holds none.
+        BackboneMismatchError: If it holds none, or several.
     """
-    prefixes = tuple(f"{name}." for name in backbone.classifier)
-    found = {n: np.array(t) for n, t in map_tensors(path).items() if n.startswith(prefixes)}
-    if not found:
+    tensors = map_tensors(path)
+    weight = f"{backbone.classifier[0]}.weight"
+    prefixes = [n.removesuffix(weight) for n in tensors if f".{n}".endswith(f".{weight}")]
+    if not prefixes:
         raise BackboneMismatchError(
             f"{path}: must hold the classifier {', '.join(backbone.classifier)}, it does not"
         )
-    return found
+    if len(prefixes) > 1 and "" not in prefixes:
+        raise BackboneMismatchError(
+            f"{path}: must hold the classifier once, got it behind {', '.join(sorted(prefixes))}. "
+            "Give a file with one."
+        )
+    prefix = "" if "" in prefixes else prefixes[0]
+    inside = tuple(f"{prefix}{name}." for name in backbone.classifier)
+    return {
+        name.removeprefix(prefix): np.array(tensor)
+        for name, tensor in tensors.items()
+        if name.startswith(inside)
+    }
 
 
 def store_import(

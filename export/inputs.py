@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 
 from glora_deploy.data import load_task
 from glora_deploy.data_check import skipped_images
+from glora_deploy.demo_data import BUILT_IN_TASKS
 from glora_deploy.errors import DataError, MissingDependencyError
 from glora_deploy.image_set import TaskData
 from glora_deploy.manifest import Manifest
 from glora_deploy.parity import Precision
 from glora_deploy.preprocess import Preprocessing, preprocess_batch
+from glora_deploy.redact import data_kind
+
+log = logging.getLogger(__name__)
 
 WILD_SCALES: dict[Precision, tuple[float, ...]] = {
     "fp32": (1e-6, 1e-3, 1e2, 1e4),
@@ -67,18 +72,38 @@ def parity_inputs(
 
 
 def task_data(manifest: Manifest) -> tuple[TaskData | None, str]:
-    """The data a delta was trained on, if they are at hand; else None and why not."""
+    """The data a delta was trained on, if they are at hand; else None and why not.
+
+    The words name no place: they are stored in what is given away. Why data with a place are not
+    there is logged.
+    """
     training = manifest.training
     if training.data is None:
         return None, "the manifest names no data"
+    words = data_words(training.data)
+    if training.data not in BUILT_IN_TASKS and ":" not in training.data:
+        return None, f"the manifest does not say where {words} lies"  # pulled from elsewhere
     try:
         skipped = skipped_images(training.settings)
         task = load_task(training.data, seed=training.seed or 0, skipped=skipped)
     except (DataError, MissingDependencyError, OSError) as error:
-        return None, f"{training.data} is not at hand ({error})"
+        if training.data in BUILT_IN_TASKS:
+            return None, f"{words} is not at hand ({error})"
+        log.warning("%s: its data are not at hand (%s)", manifest.task, error)
+        return None, f"{words} is not at hand"
     if training.splits_sha256 not in (None, task.splits_sha256):
-        return None, f"{training.data} is not the data the delta was trained on"
-    return task, training.data
+        return None, f"{words} is not the data the delta was trained on"
+    return task, words
+
+
+def data_words(spec: str) -> str:
+    """A data spec in words that name no place.
+
+    >>> data_words("digits"), data_words("folder:/home/ann/acme")
+    ('digits', 'its own data (folder)')
+    """
+    kind = data_kind(spec)
+    return spec if spec in BUILT_IN_TASKS else f"its own data ({kind})"
 
 
 def _task_images(

@@ -28,6 +28,7 @@ from glora_deploy.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.tensor_file import map_tensors
 
 from .files import INT8_FILE, INT8_REPORT_FILE, MODEL_FILE, WEIGHTS_FILE
+from .inputs import data_words
 from .int8_report import Batch, Latency, QuantizeReport, compare_models, time_models
 from .runtime import PREPROCESSED, OnnxSession, write_int8
 from .skeleton import layer_of
@@ -257,7 +258,9 @@ class _Images:
         if task is None:
             return cls(None, preprocessing, n_calibration, "seeded noise: no data at hand")
         n = min(n_calibration, len(task.val))
-        return cls(task, preprocessing, n, f"{len(task.test)} test images of {task.spec}")
+        return cls(
+            task, preprocessing, n, f"{len(task.test)} test images of {data_words(task.spec)}"
+        )
 
     def calibration(self) -> Iterator[Batch]:
         if self.task is None:

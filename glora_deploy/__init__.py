@@ -11,7 +11,9 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``backbone``         the frozen timm model; ``preprocess`` images in, its inputs out
 ``data``             a task's images: ``data_folder``, ``data_lists``, ``demo_data``; ``image_file``
                      reads one, ``data_check`` finds what is wrong with them all
+``checkpoint_file``  its weights as trainers save them; ``file_kind`` what a file is by its content
 ``parity``           do two stages compute the same
+``redact``           what others may see of a manifest
 ===================  ============================================================================
 
 This module imports nothing, so that the parts without torch stay usable without it.

@@ -17,10 +17,12 @@ import timm
 import torch
 from safetensors.torch import load
 from timm.data.config import resolve_model_data_config
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .errors import ArtifactError, HubError, StoreError
+from .checkpoint_file import CheckpointFile, require_finite, unwrapped
+from .errors import ArtifactError, HubError
 from .fingerprint import fingerprint
 from .packaged import PACKAGED, packaged_config
 from .preprocess import Preprocessing
@@ -115,27 +117,31 @@ def load_backbone(
     Args:
         name: ``demo-vit`` (ships with this package) or any timm model name, tag allowed.
         checkpoint: Local ``.safetensors``, ``.npz`` or ``.pth`` weights (read without pickle code),
-            or ``random:SEED`` for untrained weights, which only timings and tests should want.
-            Without it timm fetches its pretrained weights from the Hub.
+            a part of them as ``FILE#teacher``, or ``random:SEED`` for untrained weights, which only
+            timings and tests should want. Without it timm fetches its pretrained weights from the
+            Hub.
         input_size: Side of the square input in pixels; the model's own by default.
         model_args: Further arguments of timm's constructor, such as another depth.
 
     Raises:
         ValueError: If timm has no such model, or it cannot take this input size.
         StoreError: If the checkpoint file is missing.
-        ArtifactError: If it cannot be read or does not fit the model.
+        ArtifactError: If it cannot be read, does not fit the model, or holds it several times.
+        NonFiniteError: If a weight is NaN or infinite.
         HubError: If pretrained weights cannot be fetched.
     """
     architecture, arguments, overlay = _resolve(name, input_size, model_args or {})
+    where = None
     if checkpoint is not None and str(checkpoint).startswith("random:"):
         source = str(checkpoint)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(source.partition(":")[2]))
             model = _create(architecture, arguments, overlay)
     elif checkpoint is not None:
-        source = f"file:{Path(checkpoint).name}"
+        file = CheckpointFile.parse(checkpoint)
+        source, where = file.source, str(file.path)
         model = _create(architecture, arguments, overlay)
-        _load_file(model, Path(checkpoint))
+        _load_file(model, file)
     elif name in PACKAGED:
         source = f"packaged:{name}"
         model = _create(architecture, arguments, overlay)
@@ -151,6 +157,7 @@ def load_backbone(
         for key, tensor in model.state_dict().items()
         if not key.startswith(tuple(f"{head}." for head in classifier))
     }
+    require_finite(tensors, where or source)
     return Backbone(
         architecture=architecture.partition(".")[0],
         model_args=arguments,
@@ -245,6 +252,12 @@ def load_backbone_state(
     heads = tuple(f"{head}." for head in classifier)
     given = {key: tensor for key, tensor in tensors.items() if not key.startswith(heads)}
     needed = {key for key in own if not key.startswith(heads)}
+    if needed and not needed & given.keys():
+        some = f"its names are such as {min(given, key=len)}" if given else "it holds no tensor"
+        raise ArtifactError(
+            f"{where}: weights do not fit: none of the model's {len(needed)} tensors is there, "
+            f"{some}. Give weights of {type(model).__name__} under timm's names."
+        )
     problems = [f"lacks {key}" for key in sorted(needed - given.keys())]
     problems += [f"has {key}, which the model does not" for key in sorted(given.keys() - needed)]
     problems += [
@@ -289,30 +302,51 @@ def _fetch(name: str, model_args: Mapping[str, Any], overlay: Mapping[str, Any])
     return model
 
 
-def _load_file(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise StoreError(f"{path}: the checkpoint must be a file. Give .safetensors, .npz or .pth.")
-    if path.suffix == ".npz":
-        if not hasattr(model, "load_pretrained"):
-            raise ArtifactError(f"{path}: {type(model).__name__} reads no .npz. Give .safetensors.")
-        try:
-            cast(Any, model).load_pretrained(str(path))
-        except (KeyError, ValueError, RuntimeError, OSError) as error:
-            raise ArtifactError(f"{path}: not a checkpoint of this model ({error})") from error
+def _load_file(model: nn.Module, file: CheckpointFile) -> None:
+    if file.kind() == "npz":
+        if file.part is not None:
+            raise ArtifactError(f"{file.path}: a .npz has no parts, got #{file.part}")
+        _load_npz(model, file.path)
         return
+    content = file.read()
+    state = unwrapped(content)
     try:
-        state = timm.models.load_state_dict(str(path))
-    except Exception as error:  # torch.load raises whatever the damaged bytes provoke
-        raise ArtifactError(f"{path}: cannot be read as weights ({_first_line(error)})") from error
-    _load_checked(model, state, str(path))
+        # timm's own way first: it knows checkpoints whose names are nothing like the model's.
+        _load_checked(model, clean_state_dict(state), str(file.path))
+    except ArtifactError:
+        found = file.find(content, _names(model))
+        if not found or found.keys() == state.keys():
+            raise
+        _load_checked(model, dict(found), str(file.path))
 
 
-def _load_checked(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+def _load_npz(model: nn.Module, path: Path) -> None:
+    if not hasattr(model, "load_pretrained"):
+        raise ArtifactError(f"{path}: {type(model).__name__} reads no .npz. Give .safetensors.")
+    try:
+        cast(Any, model).load_pretrained(str(path))
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise ArtifactError(f"{path}: not a checkpoint of this model ({error})") from error
+
+
+def _names(model: nn.Module) -> set[str]:
+    """Of the tensors that are not the classifier's."""
+    heads = tuple(f"{head}." for head in _classifier(model))
+    return {name for name in model.state_dict() if not name.startswith(heads)}
+
+
+def _load_checked(model: nn.Module, state: dict[str, Any], where: str) -> None:
     """Load a timm state dict, after timm's own renaming and resampling for this model."""
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None:
-        state = adapt(state, model)
-    load_backbone_state(model, state, _classifier(model), where=where)
+        try:
+            state = adapt(state, model)
+        except Exception as error:  # timm's code on tensors that may be anything
+            raise ArtifactError(
+                f"{where}: weights do not fit: timm cannot adapt them ({_first_line(error)})"
+            ) from error
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    load_backbone_state(model, tensors, _classifier(model), where=where)
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:

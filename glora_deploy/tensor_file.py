@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .errors import ArtifactError
+from .file_kind import refuse_known
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -55,7 +56,8 @@ def read_layout(path: Path) -> dict[str, Place]:
     """Name, dtype, shape and place of every tensor in a safetensors file, in file order.
 
     Raises:
-        ArtifactError: If the file is missing, damaged, or holds a dtype this project does not use.
+        ArtifactError: If the file is missing, damaged, something else, or holds a dtype this
+            project does not use.
     """
     try:
         # The library validates the header: lengths, overlaps, holes, sizes.
@@ -65,6 +67,8 @@ def read_layout(path: Path) -> dict[str, Place]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError) as error:
+        if path.is_file():
+            refuse_known(path)
         raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
     header.pop("__metadata__", None)
     places = {}

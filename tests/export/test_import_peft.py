@@ -6,8 +6,9 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
@@ -23,6 +24,7 @@ from glora_deploy.backbone import Backbone, load_backbone
 from glora_deploy.errors import ArtifactError, BackboneMismatchError, HubError, StoreError
 from glora_deploy.export.import_peft import import_peft, read_adapter
 from glora_deploy.export.imported import Imported, store_import
+from glora_deploy.fingerprint import fingerprint
 from glora_deploy.store import ArtifactStore
 from hub_server import HubServer, local_hub
 from stored_tasks import make_backbone, merged_state
@@ -41,6 +43,8 @@ N_CLASSES = 3
 RTOL = 1e-6  # float32, of the largest entry: a product, a sum and a few roundings
 LINEAR = ["qkv", "attn.proj", "fc1", "fc2"]
 HEAD = ["head"]
+QKV = "blocks.0.attn.qkv"
+FITTING = {f"{QKV}.lora_A.weight": (2, 48), f"{QKV}.lora_B.weight": (144, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +234,312 @@ def test_a_head_the_adapter_lacks_can_be_given(backbone: Backbone, tmp_path: Pat
     save_file({"norm.weight": torch.ones(48)}, tmp_path / "none.safetensors")
     with pytest.raises(BackboneMismatchError, match="must hold the classifier head, it does not"):
         imported_from(folder, backbone, head=tmp_path / "none.safetensors")
+
+
+# The classifier, adapted
+
+
+def save_head(model: nn.Module, path: Path, prefix: str = "") -> Path:
+    """A network's tensors as a file that a classifier can be taken from."""
+    state = {f"{prefix}{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(state, path)
+    return path
+
+
+def require_same_logits(
+    found: Mapping[str, Tensor],
+    backbone: Backbone,
+    merged: nn.Module,
+    *,
+    n_classes: int = N_CLASSES,
+) -> None:
+    """The imported network computes what PEFT's merged one does, to rounding."""
+    network = backbone.build(n_classes)
+    network.load_state_dict(found)
+    images = torch.randn(2, *backbone.input_size, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = merged(images)
+        expected = getattr(expected, "logits", expected)
+        assert (network(images) - expected).abs().max() < 1e-4 * expected.std()
+
+
+ON_HEAD: dict[str, Any] = {
+    "lora": LoraConfig(r=2, target_modules=["qkv", "head"], lora_alpha=3),
+    "all linear layers": LoraConfig(r=2, target_modules="all-linear"),
+    "a pattern for it": LoraConfig(
+        r=2, target_modules=["head"], rank_pattern={"head": 3}, alpha_pattern={"^head": 5}
+    ),
+    "its bias too": LoraConfig(r=2, target_modules=["head"], bias="lora_only"),
+    "every bias": LoraConfig(r=2, target_modules=["fc1", "head"], bias="all"),
+    "a bias of its own": LoraConfig(r=2, target_modules=["head"], lora_bias=True),
+    "dora": LoraConfig(r=2, target_modules=["head"], use_dora=True),
+    "glora": GloraConfig(r=2, target_modules=["qkv", "head"], bias="all"),
+    "glora vectors": GloraConfig(
+        target_modules=["head"], config_A_B="vector", config_C="vector", config_D_E="constant"
+    ),
+}
+
+
+@pytest.mark.filterwarnings(
+    r"ignore:Adapter 'default'. 1 LoRA tensor.s. have.*lora_B.bias:peft.utils.warning.PeftWarning"
+)
+@pytest.mark.parametrize("config", ON_HEAD.values(), ids=ON_HEAD.keys())
+@pytest.mark.parametrize("prefix", ["", "timm_model."], ids=["plain", "prefixed"])
+def test_what_was_trained_on_the_classifier_is_merged_into_the_one_given(
+    backbone: Backbone, tmp_path: Path, config: Any, prefix: str
+) -> None:
+    model = backbone.build(N_CLASSES, seed=5)
+    head = save_head(model, tmp_path / "model.safetensors", prefix)
+    adapted = make_adapter(model, config)
+    folder = saved(adapted, tmp_path / "adapter")
+    found = merged_here(folder, backbone, tmp_path / "store", head=head)
+    merged = adapted.merge_and_unload()
+    require_same(found, merged.state_dict())
+    require_same_logits(found, backbone, merged)
+    assert not torch.equal(found["head.weight"], load_file(head)[f"{prefix}head.weight"])
+
+
+def test_an_adapted_classifier_that_is_nowhere_is_refused_saying_so(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules="all-linear")
+    folder = saved(make_adapter(backbone.build(N_CLASSES), config), tmp_path)
+    with pytest.raises(BackboneMismatchError) as caught:
+        imported_from(folder, backbone)
+    assert str(caught.value) == (
+        f"{folder}: head: the classifier was adapted (lora_A, lora_B) and not saved: its frozen "
+        "weight is in no file here. Give a safetensors file that holds head.weight, as it was when "
+        "training began, with --head; where that was random and never saved, nothing restores it."
+    )
+
+
+def test_a_classifier_of_another_size_does_not_take_an_update(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules=["head"])
+    folder = saved(make_adapter(backbone.build(N_CLASSES), config), tmp_path / "adapter")
+    head = save_head(backbone.build(7), tmp_path / "head.safetensors")
+    with pytest.raises(
+        BackboneMismatchError,
+        match=r"head: must fit the classifier's \(7, 48\), got B_d \(3, 2\), B_u \(2, 48\)\. Give",
+    ):
+        imported_from(folder, backbone, head=head)
+
+
+def test_a_file_with_two_classifiers_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    write_adapter(tmp_path, FITTING)
+    names = ("student.head.weight", "teacher.head.weight")
+    save_file({name: torch.zeros(3, 48) for name in names}, tmp_path / "head.safetensors")
+    with pytest.raises(BackboneMismatchError, match=r"once, got it behind student\., teacher\.\."):
+        imported_from(tmp_path, backbone, head=tmp_path / "head.safetensors")
+
+
+# Networks inside others
+
+
+class Wrapper(nn.Module):
+    """timm's network under an attribute, its classifier within or beside it."""
+
+    def __init__(self, network: nn.Module, beside: bool) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict({"vit": network})
+        self.beside = beside
+        if beside:
+            self.head = cast(Any, network).head
+            cast(Any, network).head = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net["vit"](x)
+        return cast(Tensor, self.head(x)) if self.beside else x
+
+
+def without(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+WRAPPED = {
+    "lora": LoraConfig(r=2, target_modules=["qkv", "fc1"], modules_to_save=["head"]),
+    "patterns": LoraConfig(
+        r=2,
+        target_modules=LINEAR,
+        alpha_pattern={r"^[a-z_.]+\.blocks.0.mlp.fc1": 11, r"\w+.blocks.1.attn.qkv": 5},
+        modules_to_save=["head"],
+    ),
+    "all biases and a norm": LoraConfig(
+        r=2, target_modules=["qkv"], bias="all", modules_to_save=["head", "blocks.1.norm1"]
+    ),
+    "dora on a convolution": LoraConfig(
+        r=2, target_modules=["patch_embed.proj"], use_dora=True, modules_to_save=["head"]
+    ),
+    "glora": GloraConfig(r=2, target_modules=["qkv", "fc2"], modules_to_save=["head"]),
+}
+
+
+# PEFT 0.21 cannot merge GLoRA where modules_to_save also matches an Identity.
+PLACES = [(name, beside) for name in WRAPPED for beside in (0, 1) if (name, beside) != ("glora", 1)]
+
+
+@pytest.mark.parametrize(("name", "beside"), PLACES)
+def test_an_adapter_of_a_wrapped_network_merges_to_what_peft_merges(
+    backbone: Backbone, tmp_path: Path, name: str, beside: bool
+) -> None:
+    adapted = make_adapter(Wrapper(backbone.build(N_CLASSES), beside).eval(), WRAPPED[name])
+    folder = saved(adapted, tmp_path / "adapter")
+    found = merged_here(folder, backbone, tmp_path / "store")
+    merged = adapted.merge_and_unload()
+    require_same(found, without("net.vit.", merged.state_dict()))
+    require_same_logits(found, backbone, merged)
+
+
+@pytest.mark.parametrize("config", WRAPPED.values(), ids=WRAPPED.keys())
+def test_an_adapter_of_transformers_timm_wrapper_merges_to_what_peft_merges(
+    backbone: Backbone, tmp_path: Path, config: Any
+) -> None:
+    adapted = make_adapter(timm_wrapper(backbone), config)
+    folder = saved(adapted, tmp_path / "adapter")
+    assert any(".timm_model." in name for name in load_file(folder / "adapter_model.safetensors"))
+    found = merged_here(folder, backbone, tmp_path / "store")
+    merged = adapted.merge_and_unload()
+    require_same(found, without("timm_model.", merged.state_dict()))
+    require_same_logits(found, backbone, merged)
+
+
+def timm_wrapper(backbone: Backbone) -> nn.Module:
+    import transformers
+
+    config = transformers.TimmWrapperConfig(
+        architecture=backbone.architecture,
+        num_labels=N_CLASSES,
+        model_args=dict(backbone.model_args),
+    )
+    model = transformers.TimmWrapperForImageClassification(config)
+    model.timm_model.load_state_dict(backbone.build(N_CLASSES, seed=5).state_dict())
+    return cast(nn.Module, model.eval())
+
+
+def test_all_linear_layers_of_a_timm_wrapper_and_its_own_file_for_the_classifier(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    model = timm_wrapper(backbone)
+    cast(Any, model).save_pretrained(tmp_path / "model")
+    adapted = make_adapter(model, LoraConfig(r=2, target_modules="all-linear"))
+    folder = saved(adapted, tmp_path / "adapter")
+    head = tmp_path / "model/model.safetensors"
+    found = merged_here(folder, backbone, tmp_path / "store", head=head)
+    merged = adapted.merge_and_unload()
+    require_same(found, without("timm_model.", merged.state_dict()))
+    require_same_logits(found, backbone, merged)
+
+
+def test_a_transformers_vit_may_be_wrapped_too(tmp_path: Path) -> None:
+    class Around(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+    vit = make_transformers_vit("vit")
+    backbone = timm_backbone(vit, tmp_path, "vit_tiny_patch16_224")
+    config = LoraConfig(r=2, target_modules=["q_proj", "fc1"], modules_to_save=["classifier"])
+    adapted = make_adapter(Around(vit), config)
+    folder = saved(adapted, tmp_path / "adapter")
+    found = merged_here(folder, backbone, tmp_path / "store")
+    require_same(found, timm_weights(without("model.", adapted.merge_and_unload().state_dict())))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {f"a.{QKV}.lora_A.weight": (2, 48), f"a.{QKV}.lora_B.weight": (144, 2)}
+            | {"b.blocks.1.attn.qkv.lora_A.weight": (2, 48)},
+            "b.blocks.1.attn.qkv (lora_A) must be a layer of the backbone",
+        ),
+        (
+            {"a.blocks.0.attn.proj.bias": (48,), "a.blocks.9.attn.qkv.lora_A.weight": (2, 48)},
+            "a.blocks.9.attn.qkv (lora_A) must be a layer of the backbone",
+        ),
+    ],
+    ids=["two wrappers", "no such layer"],
+)
+def test_one_wrapper_is_taken_off_and_no_more(
+    backbone: Backbone, tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str
+) -> None:
+    write_adapter(tmp_path, {f"a.{QKV}.bias": (144,), "a.norm.bias": (48,), **tensors})
+    with pytest.raises(BackboneMismatchError, match=re.escape(message)):
+        imported_from(tmp_path, backbone)
+
+
+def test_a_classifier_under_a_name_of_its_own_is_named_in_the_refusal(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    tensors = {f"vit.{name}": shape for name, shape in FITTING.items()}
+    write_adapter(tmp_path, {**tensors, "top.weight": (3, 48), "classifier.bias": (3,)})
+    with pytest.raises(BackboneMismatchError) as caught:
+        imported_from(tmp_path, backbone)
+    assert str(caught.value) == (
+        f"{tmp_path}: must bring the classifier (modules_to_save), it does not; top is no module "
+        "of vit_tiny_patch16_224. Give a safetensors file that holds head.weight with --head."
+    )
+
+
+# BatchNorm
+
+
+def make_resnet() -> Backbone:
+    """A ResNet of four blocks whose running statistics are not the initial ones."""
+    backbone = make_backbone("resnet18", input_size=64, layers=[1, 1, 1, 1])
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in backbone.tensors.items():
+        if name.endswith("running_mean"):
+            tensor.normal_(0, 0.3, generator=generator)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.3, 2, generator=generator)
+    tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
+    return replace(backbone, fingerprint=fingerprint(tensors))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_trained_batch_norm_computes_what_pefts_does(tmp_path: Path, wrapped: bool) -> None:
+    backbone = make_resnet()
+    config = LoraConfig(r=2, target_modules=["conv2"], modules_to_save=["fc", "bn1"])
+    network: nn.Module = backbone.build(N_CLASSES)
+    adapted = make_adapter(Wrapper(network, beside=False) if wrapped else network, config)
+    adapted.train()
+    with torch.no_grad():  # what training does to the running statistics of a trained norm
+        for _ in range(3):
+            adapted(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(4)))
+    for name, module in adapted.named_modules():  # and must not do to the frozen ones
+        if isinstance(module, nn.BatchNorm2d) and "modules_to_save" not in name:
+            own = re.sub(r"^base_model\.model\.(net\.vit\.)?|\.original_module", "", name)
+            module.running_mean = backbone.tensors[f"{own}.running_mean"].clone()
+            module.running_var = backbone.tensors[f"{own}.running_var"].clone()
+    folder = saved(adapted.eval(), tmp_path / "adapter")
+    assert any("num_batches" in name for name in load_file(folder / "adapter_model.safetensors"))
+    imported = imported_from(folder, backbone)
+    assert imported.notes == (
+        "the running statistics of each BatchNorm that was trained went into its weight and bias: "
+        "the same function, not the same tensors",
+    )
+    assert str(imported.layers["bn1"].layer_paths()) == "A=none B=vector C=none D=none E=vector"
+    found = merged_here(folder, backbone, tmp_path / "store")
+    merged = adapted.merge_and_unload()
+    assert not torch.equal(
+        merged.state_dict()[("net.vit." * wrapped) + "bn1.running_var"],
+        backbone.tensors["bn1.running_var"],
+    )
+    require_same_logits(found, backbone, merged)
+
+
+def test_running_statistics_of_another_size_or_layer_are_refused(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path, {"norm.weight": (48,), "norm.running_var": (48,)})
+    with pytest.raises(ArtifactError, match="norm: has running statistics, the backbone's layer h"):
+        imported_from(tmp_path, backbone)
+    head = {"fc.weight": (3, 512), "fc.bias": (3,)}
+    write_adapter(tmp_path, {"bn1.running_mean": (9,), "bn1.running_var": (64,), **head})
+    with pytest.raises(BackboneMismatchError, match=r"bn1: running_mean must have shape \(64,\)"):
+        imported_from(tmp_path, make_resnet())
 
 
 # transformers
@@ -488,10 +798,6 @@ def write_adapter(folder: Path, tensors: Mapping[str, tuple[int, ...]], **config
     return folder
 
 
-QKV = "blocks.0.attn.qkv"
-FITTING = {f"{QKV}.lora_A.weight": (2, 48), f"{QKV}.lora_B.weight": (144, 2)}
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -606,3 +912,28 @@ def test_files_that_are_missing_or_damaged_are_named(backbone: Backbone, tmp_pat
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors: not a readable"):
         imported_from(tmp_path, backbone)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(
+        ArtifactError, match=r"adapter_model\.safetensors: must be .* 'git lfs pull'"
+    ):
+        imported_from(tmp_path, backbone)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("google/vit-base-patch16-224", "google/vit-base-patch16-224"),
+        ("hf-hub:timm/vit_base", "hf-hub:timm/vit_base"),
+        ("/home/ann/clients/acme/vit", "vit"),
+        ("~/acme/vit/", "vit"),
+        ("../acme/vit", "vit"),
+        ("C:\\clients\\acme\\vit", "vit"),
+        ("/", "unnamed"),
+        (None, None),
+    ],
+)
+def test_of_a_model_in_a_folder_only_its_name_is_kept(
+    backbone: Backbone, tmp_path: Path, given: str | None, kept: str | None
+) -> None:
+    write_adapter(tmp_path, FITTING, base_model_name_or_path=given)
+    assert imported_from(tmp_path, backbone).origin["trained_on"] == kept

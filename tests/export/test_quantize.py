@@ -170,7 +170,7 @@ def test_logits_stay_close_and_the_report_says_how_close(folder: Path, manifest:
         (report.accuracy.lost - report.accuracy.gained) / len(task.test)
     )
     assert (report.n_calibration, report.n_test) == (12, 20)
-    assert report.data == "20 test images of folder:pets"
+    assert report.data == "20 test images of its own data (folder)"
 
 
 def test_the_file_is_self_contained_small_and_says_what_it_is(
