@@ -38,6 +38,7 @@ from .cli_usage import require_export, require_none_given, require_triton
 from .files import PLAN_FILE
 from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
+from .saturation import Target
 
 app = typer.Typer(
     add_completion=False,
@@ -141,14 +142,14 @@ def export_command(
             rich_help_panel=INT8,
         ),
     ] = 128,
-    seven_bit: Annotated[
-        bool,
+    int8_target: Annotated[
+        Target,
         typer.Option(
-            "--seven-bit",
-            help="Leave out one bit of each weight, for x86 CPUs without VNNI.",
+            help="CPUs that shall serve. any takes 7 bits of each weight, which are right on all; "
+            "vnni (x86: Cascade Lake, Zen 4 and newer) and arm take 8.",
             rich_help_panel=INT8,
         ),
-    ] = False,
+    ] = "any",
     images: ImagesOption = 32,
     max_error: MaxErrorOption = None,
     backbone: BackboneOption = None,
@@ -262,7 +263,7 @@ def export_command(
                 max_loss=max_loss,
                 n_calibration=calibration_images,
                 keep_float=tuple(keep_float or ()),
-                seven_bit=seven_bit,
+                target=int8_target,
             ),
             plan=plan,
         )
