@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from glora_deploy.artifact import Artifact
 from glora_deploy.console import one_line_errors, stderr, stdout, wrong_usage_of
 from glora_deploy.parity import Precision
+from glora_deploy.quiet import only_errors
 from glora_deploy.store import ArtifactStore
 
 from .cli_bring import import_adapter, pull
@@ -39,6 +40,9 @@ from .files import PLAN_FILE
 from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
 from .saturation import Target
+
+if TYPE_CHECKING:
+    from .triton import TritonModel
 
 app = typer.Typer(
     add_completion=False,
@@ -244,11 +248,13 @@ def export_command(
                 _require_triton_library(plan)
 
     def export_one(name: str) -> None:
-        opened, artifact = open_task(store, name, version, backbone, checkpoint)
+        opened, artifact = open_task(store, name, version, backbone, checkpoint, quiet=quiet)
         if push:
             from .hub import require_pushable
 
-            require_pushable(push, revision, token=token, on_step=hub_steps(quiet))
+            told = hub_steps(quiet)
+            with only_errors(quiet):
+                require_pushable(push, revision, token=token, on_step=told)
         # ONNX takes a second to import: after the cheap mistakes are found.
         from .build import ExportConfig, copy_out, export
         from .quantize import QuantizeConfig
@@ -285,24 +291,33 @@ def export_command(
         if push:
             from .hub import push as push_export
 
-            address = push_export(
-                opened,
-                artifact,
-                precision,
-                push,
-                private=private,
-                revision=revision,
-                license=license,
-                token=token,
-                on_step=hub_steps(quiet),
-            )
+            on_step = hub_steps(quiet)
+            with only_errors(quiet):
+                address = push_export(
+                    opened,
+                    artifact,
+                    precision,
+                    push,
+                    private=private,
+                    revision=revision,
+                    license=license,
+                    token=token,
+                    on_step=on_step,
+                )
             stdout.print(address, soft_wrap=True)
 
     for_each(task, export_one)
     if "triton" in wanted:
         assert out is not None
         with one_line_errors("interrupted; the model repository is whole"):
-            _write_triton(store, task, version, precision, out, plan, wanted, keep_versions)
+            models = _write_triton(
+                store, task, version, precision, out, plan, wanted, keep_versions, quiet=quiet
+            )
+            for model in models:
+                state = "written" if model.changed else "unchanged"
+                stdout.print(
+                    f"{model.folder}: {model.name} {model.version} {state}", soft_wrap=True
+                )
 
 
 @app.command()
@@ -323,7 +338,7 @@ def verify(
     """
 
     def verify_one(name: str) -> None:
-        opened, artifact = open_task(store, name, version, None, None)
+        opened, artifact = open_task(store, name, version, None, None, quiet=quiet)
         from .build import ExportConfig, verify_export
 
         config = ExportConfig(
@@ -371,7 +386,9 @@ def _write_triton(
     plan: PlanConfig,
     wanted: list[str],
     keep_versions: int,
-) -> None:
+    *,
+    quiet: bool,
+) -> list[TritonModel]:
     from .triton import TaskExport, write_triton
     from .triton_config import Kind, TritonConfig
 
@@ -383,9 +400,8 @@ def _write_triton(
     ]
     kind: Kind = "plan" if "trt" in wanted else "int8" if "int8" in wanted else "onnx"
     config = TritonConfig(kind=kind, max_batch_size=plan.batch[2], versions_kept=keep_versions)
-    for model in write_triton(repository, exports, config):
-        state = "written" if model.changed else "unchanged"
-        stdout.print(f"{model.folder}: {model.name} {model.version} {state}", soft_wrap=True)
+    with only_errors(quiet):
+        return write_triton(repository, exports, config)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from glora_deploy.console import (
     stdout,
 )
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
+from glora_deploy.quiet import only_errors
 from glora_deploy.store import ArtifactStore
 
 from .files import FILES, WEIGHTS_FILE
@@ -91,7 +92,13 @@ def for_each(tasks: list[str], act: Callable[[str], None]) -> None:
 
 
 def open_task(
-    root: Path, task: str, version: str | None, backbone: str | None, checkpoint: Path | None
+    root: Path,
+    task: str,
+    version: str | None,
+    backbone: str | None,
+    checkpoint: Path | None,
+    *,
+    quiet: bool,
 ) -> tuple[ArtifactStore, Artifact]:
     """The store and the artifact; a backbone given by hand is checked and kept."""
     store = ArtifactStore.open(root)
@@ -102,13 +109,14 @@ def open_task(
         from .stored_backbone import provide_backbone
 
         recorded = artifact.manifest.backbone
-        loaded = load_backbone(
-            backbone or recorded.name,
-            checkpoint=checkpoint,
-            input_size=recorded.input_size[-1],
-            model_args=recorded.model_args,
-        )
-        provide_backbone(store, artifact.manifest, loaded)
+        with only_errors(quiet):
+            loaded = load_backbone(
+                backbone or recorded.name,
+                checkpoint=checkpoint,
+                input_size=recorded.input_size[-1],
+                model_args=recorded.model_args,
+            )
+            provide_backbone(store, artifact.manifest, loaded)
     return store, artifact
 
 
@@ -123,7 +131,7 @@ def limits_with(precision: Precision, max_error: float | None) -> dict[Precision
 @contextmanager
 def steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done and for how long."""
-    with progress_line(quiet=quiet) as line:
+    with only_errors(quiet), progress_line(quiet=quiet) as line:
         job = line.add_task(title, total=None, note="")
         yield lambda step: line.update(job, note=step)
 
