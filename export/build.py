@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +32,8 @@ from .half import to_precision
 from .inputs import ParityInputs, parity_inputs, task_data
 from .int8_report import QuantizeReport
 from .memory import trim
-from .plan import PlanConfig
+from .out_folder import write_out
+from .plan import PlanConfig, read_plan_info
 from .quantize import QuantizeConfig, drop_stale_int8, measure_again, quantize
 from .ranges import Overflow, find_overflow
 from .record import ExportRecord, Format
@@ -316,16 +316,17 @@ class _Builder:
 
 
 def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[Path]:
-    """Copy the files of some formats to a folder of the user's, and say which.
+    """Make a folder of the user's hold the files of some formats, and say which.
+
+    What it held of an earlier export is gone: all of it is exchanged in one step.
 
     Raises:
-        StoreError: If a file is in the way of the folder.
+        StoreError: If it holds anything else, or cannot be replaced whole.
+        OSError: If it cannot be written; it is then as it was.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(f"{out}: --out must be a folder, a file is in the way") from error
     names = {PARITY_FILE, *(file for name in formats for file in FILES[name])}
-    if "onnx" in formats and not is_self_contained(exported.folder / MODEL_FILE):
+    if "trt" in formats and read_plan_info(exported.folder).stripped:
+        names.add(MODEL_FILE)  # which fills the plan
+    if MODEL_FILE in names and not is_self_contained(exported.folder / MODEL_FILE):
         names.add(WEIGHTS_FILE)
-    return [Path(shutil.copyfile(exported.folder / n, out / Path(n).name)) for n in sorted(names)]
+    return write_out({Path(name).name: exported.folder / name for name in sorted(names)}, out)

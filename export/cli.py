@@ -21,6 +21,7 @@ from .cli_common import (
     CheckpointOption,
     ImagesOption,
     MaxErrorOption,
+    Proof,
     QuietOption,
     RevisionOption,
     StoreOption,
@@ -30,13 +31,13 @@ from .cli_common import (
     hub_steps,
     limits_with,
     open_task,
-    print_int8,
-    print_report,
+    print_proof,
     print_sizes,
     steps,
 )
 from .cli_usage import require_export, require_none_given, require_triton
 from .files import PLAN_FILE
+from .out_folder import require_no_export, require_replaceable
 from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
 from .saturation import Target
@@ -104,7 +105,8 @@ def export_command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Also copy the files to this folder; with triton, the model repository.",
+            help="Also copy the files to this folder, whose earlier export they replace; with "
+            "triton, the model repository.",
             show_default=False,
         ),
     ] = None,
@@ -247,6 +249,11 @@ def export_command(
             with one_line_errors():
                 _require_triton_library(plan)
 
+    if out is not None:
+        # Before minutes go into what could not be written.
+        with one_line_errors():
+            (require_no_export if "triton" in wanted else require_replaceable)(out)
+
     def export_one(name: str) -> None:
         opened, artifact = open_task(store, name, version, backbone, checkpoint, quiet=quiet)
         if push:
@@ -276,9 +283,8 @@ def export_command(
         with steps(f"{name} {precision}", quiet) as on_step:
             done = export(opened, artifact, config, on_step=on_step)
         if not quiet:
-            print_report(done.report)
-            if quantize:
-                print_int8(done.folder)
+            int8 = Proof.of(done.folder).int8 if quantize else None
+            print_proof(Proof(done.report, int8))
             if "delta" in formats:
                 print_sizes(done.record)
             stdout.print(f"{done.folder}: {', '.join(sorted(done.record.files))}", soft_wrap=True)
@@ -332,9 +338,11 @@ def verify(
     max_error: MaxErrorOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Check an export's files against their checksums and measure its parity again.
+    """Check an export's files against their checksums and measure it again, on this machine.
 
-    The new report takes the place of parity.json. The exit status is 1 if anything fails.
+    The new reports take the place of parity.json and int8.json; where this machine computes in
+    another way than the one of the old reports, both are shown. The exit status is 1 if anything
+    fails.
     """
 
     def verify_one(name: str) -> None:
@@ -344,10 +352,12 @@ def verify(
         config = ExportConfig(
             precision=precision, n_images=images, limits=limits_with(precision, max_error)
         )
+        folder = opened.export_dir(artifact, precision)
+        before = Proof.of(folder)
         with steps(f"{name} {precision}", quiet) as on_step:
             report = verify_export(opened, artifact, config, on_step=on_step)
         if not quiet:
-            print_report(report)
+            print_proof(Proof.of(folder), before)
         report.require_passed()
 
     for_each(task, verify_one)

@@ -88,9 +88,11 @@ class ExportStages:
             no_bf16 = partial(_skip, "ONNX Runtime has no bf16 arithmetic on the CPU")
             load = no_bf16 if precision == "bf16" else self._onnx
             cpu, cuda = (provider for provider, _ in PROVIDERS.values())
+            if precision == "fp16":  # it converts every weight as it loads
+                cpu += ", in fp32 where the CPU has no fp16"
             stages.append(Stage(f"onnx-{precision}", precision, load, torch=False, provider=cpu))
             if precision != "bf16" and has_cuda():
-                # fp16 above was computed in fp32, and fp32 is added up in another order there.
+                # What the CPU may compute in fp32 is computed in fp16 there.
                 name = f"onnx-{precision}-cuda"
                 stages.append(Stage(name, precision, self._onnx_on_gpu, provider=cuda))
         if "trt" in formats:

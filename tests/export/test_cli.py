@@ -5,12 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
 from glora_deploy.export.int8_report import QuantizeReport
+from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.parity import Report
 from stored_tasks import make_backbone, make_overflowing_backbone, make_stored_task
 
 
@@ -44,6 +48,77 @@ def test_an_export_prints_its_parity_and_where_the_files_lie(tmp_path: Path) -> 
         "model.safetensors",
         "parity.json",
     ]
+
+
+def copy_out(store: Path, out: Path, *arguments: str) -> list[str]:
+    """Export into a folder; the names there then."""
+    result = run("--task", "pets", "--store", store, "--images", 1, "--out", out, *arguments)
+    assert result.exit_code == 0, result.output
+    return sorted(path.name for path in out.iterdir())
+
+
+def answers_of(out: Path, version: str, precision: str = "fp32") -> bool:
+    """Whether the graph in a folder loads, and says and proves what version it is."""
+    graph = onnx.load(out / "model.onnx", load_external_data=False)
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    report = Report.from_json((out / "parity.json").read_bytes(), "parity.json")
+    OnnxSession(out / "model.onnx").logits(np.zeros((1, 3, 32, 32), np.float32))
+    stated = {(metadata["version"], metadata["precision"]), (report.version, report.precision)}
+    return stated == {(version, precision)}
+
+
+def test_a_folder_holds_one_export_whatever_was_copied_there_before(tmp_path: Path) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    make_stored_task(store, seed=0)
+    make_stored_task(store, seed=1)
+    make_stored_task(store, seed=2, labels=("ant", "bee"))  # v3, of fewer classes
+    both = ["model.onnx", "model.safetensors", "parity.json"]
+    assert copy_out(store, out, "--version", "v1", "--fmt", "onnx") == both
+    merged = copy_out(store, out, "--version", "v2", "--fmt", "merged")
+    # No model.onnx that says v1 and answers with the weights of v2.
+    assert merged == ["config.json", "model.safetensors", "parity.json"]
+    assert copy_out(store, out, "--version", "v3", "--fmt", "onnx") == both
+    assert answers_of(out, "v3")
+    assert copy_out(store, out, "--version", "v1", "--fmt", "onnx", "--precision", "fp16") == both
+    assert answers_of(out, "v1", "fp16")
+    single = copy_out(store, out, "--version", "v2", "--fmt", "onnx", "--single-file")
+    assert single == ["model.onnx", "parity.json"]
+    assert answers_of(out, "v2")
+
+
+def test_a_folder_that_holds_anything_else_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    _, artifact = make_stored_task(tmp_path / "store")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    result = run("--task", "pets", "--store", tmp_path / "store", "--fmt", "onnx", "--out", out)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: {out}: --out must hold one export and nothing else, since it is replaced whole, "
+        "got thesis.tex. Give a new folder, or move what is in it away.\n"
+    )
+    assert not (artifact.path / "exports").exists()
+    assert listing(out) == [("thesis.tex", b"mine")]
+
+
+def test_an_export_and_a_model_repository_do_not_share_a_folder(tmp_path: Path) -> None:
+    store, out, models = (tmp_path / name for name in ("store", "out", "models"))
+    make_stored_task(store)
+    copy_out(store, out, "--fmt", "onnx")
+    before = listing(out)
+    triton = ("--task", "pets", "--store", store, "--images", 1, "--fmt", "triton", "--out")
+    result = run(*triton, out)
+    assert result.exit_code == 1
+    assert f"{out}: must be a model repository, got an export that --out wrote." in result.stderr
+    assert listing(out) == before
+    assert run(*triton, models).exit_code == 0
+    before = listing(models)
+    result = run("--task", "pets", "--store", store, "--out", models)
+    assert result.exit_code == 1
+    assert f"{models}: --out must hold one export and nothing else" in result.stderr
+    assert listing(models) == before
 
 
 def test_the_bytes_of_a_delta_stand_beside_those_it_stands_for(tmp_path: Path) -> None:
