@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from glora_deploy.export.cli import app
 from glora_deploy.export.int8_report import QuantizeReport
 from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.machine import Machine
 from glora_deploy.parity import Report
 from stored_tasks import make_backbone, make_overflowing_backbone, make_stored_task
 
@@ -309,6 +311,44 @@ def test_quantising_is_measured(tmp_path: Path) -> None:
     assert (artifact.path / "exports/fp32/model.int8.onnx").is_file()
     report = QuantizeReport.read(artifact.path / "exports/fp32")
     assert (report.n_calibration, report.target) == (128, "any")
+
+
+def test_verify_shows_both_machines_where_the_other_computes_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stored_task(tmp_path)
+    arguments = ["--task", "pets", "--store", tmp_path, "--images", 1]
+    here = Machine.here()
+    other = here.model_copy(update={"cpu": "Old CPU", "instruction_sets": ("avx2",)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Machine, "here", classmethod(lambda cls: other))
+        made = run(*arguments, "--fmt", "onnx", "--quantize", "int8", "--max-loss", 1)
+    assert made.exit_code == 0, made.output
+    assert "measured on Old CPU (avx2)\n" in made.output
+    assert "proven before" not in made.output
+    result = run("verify", *arguments)
+    assert result.exit_code == 0, result.output
+    assert f"measured on {here}\n" in result.output
+    before = result.output.partition("proven before on Old CPU (avx2), which computes otherwise:")
+    for stage in ("supernet-fp32", "onnx-fp32", "int8"):
+        assert re.search(rf"^{stage}: \S+ of the spread there, \S+ here$", before[2], re.MULTILINE)
+    assert "there int8 for any CPU, against onnx-fp32: " in before[2]
+    # The reports are now those of this machine, of which there is nothing more to say.
+    assert "proven before" not in run("verify", *arguments).output
+
+
+def test_a_file_for_other_cpus_is_named_where_its_products_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stored_task(tmp_path)
+    monkeypatch.setattr("glora_deploy.export.quantize.multiplies_exactly", lambda: False)
+    arguments = ["--task", "pets", "--store", tmp_path, "--images", 1, "--quantize", "int8"]
+    result = run(*arguments, "--max-loss", 1, "--int8-target", "vnni")
+    assert result.exit_code == 0, result.output
+    assert "int8 for CPUs with vnni, against onnx-fp32: " in result.output
+    assert f"int8 for vnni: {Machine.here()} saturates its 8-bit products." in result.output
+    result = run(*arguments, "--max-loss", 1)
+    assert "saturates" not in result.output
 
 
 def test_how_to_quantise_reaches_the_quantiser(tmp_path: Path) -> None:
