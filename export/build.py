@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +20,22 @@ from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import BACKBONE_WEIGHTS
 
 from .carry_over import carry_over, drop_stale_plan
-from .files import DELTA_FOLDER, FILES, INT8_FILE, MODEL_FILE, PLAN_FILE, WEIGHTS_FILE
+from .files import (
+    DELTA_FOLDER,
+    FILES,
+    INT8_FILE,
+    INT8_REPORT_FILE,
+    MODEL_FILE,
+    PLAN_FILE,
+    WEIGHTS_FILE,
+)
 from .half import to_precision
 from .inputs import ParityInputs, parity_inputs, task_data
+from .int8_report import QuantizeReport
 from .memory import trim
-from .plan import PlanConfig
-from .quantize import QuantizeConfig, quantize
+from .out_folder import write_out
+from .plan import PlanConfig, read_plan_info
+from .quantize import QuantizeConfig, drop_stale_int8, measure_again, quantize
 from .ranges import Overflow, find_overflow
 from .record import ExportRecord, Format
 from .skeleton import OPSET, SkeletonCache, SkeletonSpec
@@ -106,6 +115,8 @@ def export(
             store, artifact, backbone, config, folder, inputs, on_step, kept.overflow
         )
         formats = {"merged", *kept.formats, *config.formats}
+        if "int8" in kept.formats and drop_stale_int8(folder):
+            formats.remove("int8")
         if {"int8", "trt"} & formats:  # both are made from the ONNX model beside them
             formats.add("onnx")
         builder.build(formats)
@@ -122,7 +133,9 @@ def verify_export(
     *,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Check an export's files and measure its parity again; the new report replaces the old.
+    """Check an export's files and measure again, on this machine; the new reports replace the old.
+
+    What an int8 model loses is measured again too, on all test images, and is a step of the report.
 
     Args:
         store: Holds the artifact, its backbone and the export.
@@ -155,7 +168,17 @@ def verify_export(
         for name in record.files.keys() - {PARITY_FILE}:
             (folder / name).parent.mkdir(exist_ok=True)
             os.link(present / name, folder / name)
+        if "int8" in record.formats:
+            _measure_int8_again(folder, artifact, on_step)
         return builder.finish(record.formats).report
+
+
+def _measure_int8_again(folder: Path, artifact: Artifact, on_step: Callable[[str], None]) -> None:
+    """Write the report of this machine in the place of the one that lies there, a link."""
+    task, _ = task_data(artifact.manifest)
+    report = measure_again(folder, artifact.manifest, task, on_step=on_step)
+    (folder / INT8_REPORT_FILE).unlink()
+    (folder / INT8_REPORT_FILE).write_bytes(report.to_json())
 
 
 @dataclass(slots=True)
@@ -207,6 +230,9 @@ class _Builder:
                 overflow=self.overflow,
                 on_step=lambda stage: self.on_step(f"comparing {stage}"),
             )
+        if "int8" in formats:
+            steps = (*report.steps, QuantizeReport.read(self.folder).step())
+            report = report.model_copy(update={"steps": steps})
         (self.folder / PARITY_FILE).write_bytes(report.to_json())
         self.on_step("recording checksums")
         record = ExportRecord.of_folder(
@@ -291,16 +317,17 @@ class _Builder:
 
 
 def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[Path]:
-    """Copy the files of some formats to a folder of the user's, and say which.
+    """Make a folder of the user's hold the files of some formats, and say which.
+
+    What it held of an earlier export is gone: all of it is exchanged in one step.
 
     Raises:
-        StoreError: If a file is in the way of the folder.
+        StoreError: If it holds anything else, or cannot be replaced whole.
+        OSError: If it cannot be written; it is then as it was.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(f"{out}: --out must be a folder, a file is in the way") from error
     names = {PARITY_FILE, *(file for name in formats for file in FILES[name])}
-    if "onnx" in formats and not is_self_contained(exported.folder / MODEL_FILE):
+    if "trt" in formats and read_plan_info(exported.folder).stripped:
+        names.add(MODEL_FILE)  # which fills the plan
+    if MODEL_FILE in names and not is_self_contained(exported.folder / MODEL_FILE):
         names.add(WEIGHTS_FILE)
-    return [Path(shutil.copyfile(exported.folder / n, out / Path(n).name)) for n in sorted(names)]
+    return write_out({Path(name).name: exported.folder / name for name in sorted(names)}, out)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from glora_deploy.artifact import Artifact
 from glora_deploy.console import one_line_errors, stderr, stdout, wrong_usage_of
 from glora_deploy.parity import Precision
+from glora_deploy.quiet import only_errors
 from glora_deploy.store import ArtifactStore
 
 from .cli_bring import import_adapter, pull
@@ -20,6 +21,7 @@ from .cli_common import (
     CheckpointOption,
     ImagesOption,
     MaxErrorOption,
+    Proof,
     QuietOption,
     RevisionOption,
     StoreOption,
@@ -29,15 +31,19 @@ from .cli_common import (
     hub_steps,
     limits_with,
     open_task,
-    print_int8,
-    print_report,
+    print_proof,
     print_sizes,
     steps,
 )
 from .cli_usage import require_export, require_none_given, require_triton
 from .files import PLAN_FILE
+from .out_folder import require_no_export, require_replaceable
 from .plan import Backend, HardwareCompatibility, PlanConfig
 from .record import Format
+from .saturation import Target
+
+if TYPE_CHECKING:
+    from .triton import TritonModel
 
 app = typer.Typer(
     add_completion=False,
@@ -99,7 +105,8 @@ def export_command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Also copy the files to this folder; with triton, the model repository.",
+            help="Also copy the files to this folder, whose earlier export they replace; with "
+            "triton, the model repository.",
             show_default=False,
         ),
     ] = None,
@@ -141,14 +148,14 @@ def export_command(
             rich_help_panel=INT8,
         ),
     ] = 128,
-    seven_bit: Annotated[
-        bool,
+    int8_target: Annotated[
+        Target,
         typer.Option(
-            "--seven-bit",
-            help="Leave out one bit of each weight, for x86 CPUs without VNNI.",
+            help="CPUs that shall serve. any takes 7 bits of each weight, which are right on all; "
+            "vnni (x86: Cascade Lake, Zen 4 and newer) and arm take 8.",
             rich_help_panel=INT8,
         ),
-    ] = False,
+    ] = "any",
     images: ImagesOption = 32,
     max_error: MaxErrorOption = None,
     backbone: BackboneOption = None,
@@ -242,12 +249,19 @@ def export_command(
             with one_line_errors():
                 _require_triton_library(plan)
 
+    if out is not None:
+        # Before minutes go into what could not be written.
+        with one_line_errors():
+            (require_no_export if "triton" in wanted else require_replaceable)(out)
+
     def export_one(name: str) -> None:
-        opened, artifact = open_task(store, name, version, backbone, checkpoint)
+        opened, artifact = open_task(store, name, version, backbone, checkpoint, quiet=quiet)
         if push:
             from .hub import require_pushable
 
-            require_pushable(push, revision, token=token, on_step=hub_steps(quiet))
+            told = hub_steps(quiet)
+            with only_errors(quiet):
+                require_pushable(push, revision, token=token, on_step=told)
         # ONNX takes a second to import: after the cheap mistakes are found.
         from .build import ExportConfig, copy_out, export
         from .quantize import QuantizeConfig
@@ -262,16 +276,15 @@ def export_command(
                 max_loss=max_loss,
                 n_calibration=calibration_images,
                 keep_float=tuple(keep_float or ()),
-                seven_bit=seven_bit,
+                target=int8_target,
             ),
             plan=plan,
         )
         with steps(f"{name} {precision}", quiet) as on_step:
             done = export(opened, artifact, config, on_step=on_step)
         if not quiet:
-            print_report(done.report)
-            if quantize:
-                print_int8(done.folder)
+            int8 = Proof.of(done.folder).int8 if quantize else None
+            print_proof(Proof(done.report, int8))
             if "delta" in formats:
                 print_sizes(done.record)
             stdout.print(f"{done.folder}: {', '.join(sorted(done.record.files))}", soft_wrap=True)
@@ -284,24 +297,33 @@ def export_command(
         if push:
             from .hub import push as push_export
 
-            address = push_export(
-                opened,
-                artifact,
-                precision,
-                push,
-                private=private,
-                revision=revision,
-                license=license,
-                token=token,
-                on_step=hub_steps(quiet),
-            )
+            on_step = hub_steps(quiet)
+            with only_errors(quiet):
+                address = push_export(
+                    opened,
+                    artifact,
+                    precision,
+                    push,
+                    private=private,
+                    revision=revision,
+                    license=license,
+                    token=token,
+                    on_step=on_step,
+                )
             stdout.print(address, soft_wrap=True)
 
     for_each(task, export_one)
     if "triton" in wanted:
         assert out is not None
         with one_line_errors("interrupted; the model repository is whole"):
-            _write_triton(store, task, version, precision, out, plan, wanted, keep_versions)
+            models = _write_triton(
+                store, task, version, precision, out, plan, wanted, keep_versions, quiet=quiet
+            )
+            for model in models:
+                state = "written" if model.changed else "unchanged"
+                stdout.print(
+                    f"{model.folder}: {model.name} {model.version} {state}", soft_wrap=True
+                )
 
 
 @app.command()
@@ -316,22 +338,26 @@ def verify(
     max_error: MaxErrorOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Check an export's files against their checksums and measure its parity again.
+    """Check an export's files against their checksums and measure it again, on this machine.
 
-    The new report takes the place of parity.json. The exit status is 1 if anything fails.
+    The new reports take the place of parity.json and int8.json; where this machine computes in
+    another way than the one of the old reports, both are shown. The exit status is 1 if anything
+    fails.
     """
 
     def verify_one(name: str) -> None:
-        opened, artifact = open_task(store, name, version, None, None)
+        opened, artifact = open_task(store, name, version, None, None, quiet=quiet)
         from .build import ExportConfig, verify_export
 
         config = ExportConfig(
             precision=precision, n_images=images, limits=limits_with(precision, max_error)
         )
+        folder = opened.export_dir(artifact, precision)
+        before = Proof.of(folder)
         with steps(f"{name} {precision}", quiet) as on_step:
             report = verify_export(opened, artifact, config, on_step=on_step)
         if not quiet:
-            print_report(report)
+            print_proof(Proof.of(folder), before)
         report.require_passed()
 
     for_each(task, verify_one)
@@ -370,7 +396,9 @@ def _write_triton(
     plan: PlanConfig,
     wanted: list[str],
     keep_versions: int,
-) -> None:
+    *,
+    quiet: bool,
+) -> list[TritonModel]:
     from .triton import TaskExport, write_triton
     from .triton_config import Kind, TritonConfig
 
@@ -382,9 +410,8 @@ def _write_triton(
     ]
     kind: Kind = "plan" if "trt" in wanted else "int8" if "int8" in wanted else "onnx"
     config = TritonConfig(kind=kind, max_batch_size=plan.batch[2], versions_kept=keep_versions)
-    for model in write_triton(repository, exports, config):
-        state = "written" if model.changed else "unchanged"
-        stdout.print(f"{model.folder}: {model.name} {model.version} {state}", soft_wrap=True)
+    with only_errors(quiet):
+        return write_triton(repository, exports, config)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from glora_deploy.console import one_line_errors, stdout
+from glora_deploy.quiet import only_errors
 from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import require_slug
 from glora_deploy.text_file import read_names
@@ -39,15 +40,17 @@ def pull(
     with one_line_errors(UNCHANGED):
         from .hub import pull as pull_delta
 
-        artifact = pull_delta(
-            ArtifactStore(store),
-            repo,
-            revision=revision,
-            task=task,
-            checkpoint=checkpoint,
-            token=token,
-            on_step=hub_steps(quiet),
-        )
+        on_step = hub_steps(quiet)
+        with only_errors(quiet):
+            artifact = pull_delta(
+                ArtifactStore(store),
+                repo,
+                revision=revision,
+                task=task,
+                checkpoint=checkpoint,
+                token=token,
+                on_step=on_step,
+            )
         stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,11 +19,16 @@ from glora_deploy.console import (
     stderr,
     stdout,
 )
-from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report
+from glora_deploy.errors import ArtifactError
+from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Precision, Report
+from glora_deploy.quiet import only_errors
 from glora_deploy.store import ArtifactStore
 
 from .files import FILES, WEIGHTS_FILE
 from .record import ExportRecord
+
+if TYPE_CHECKING:
+    from .int8_report import QuantizeReport
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the artifact store.")]
 VersionOption = Annotated[
@@ -94,7 +100,13 @@ def for_each(tasks: list[str], act: Callable[[str], None]) -> None:
 
 
 def open_task(
-    root: Path, task: str, version: str | None, backbone: str | None, checkpoint: Path | None
+    root: Path,
+    task: str,
+    version: str | None,
+    backbone: str | None,
+    checkpoint: Path | None,
+    *,
+    quiet: bool,
 ) -> tuple[ArtifactStore, Artifact]:
     """The store and the artifact; a backbone given by hand is checked and kept."""
     store = ArtifactStore.open(root)
@@ -105,13 +117,14 @@ def open_task(
         from .stored_backbone import provide_backbone
 
         recorded = artifact.manifest.backbone
-        loaded = load_backbone(
-            backbone or recorded.name,
-            checkpoint=checkpoint,
-            input_size=recorded.input_size[-1],
-            model_args=recorded.model_args,
-        )
-        provide_backbone(store, artifact.manifest, loaded)
+        with only_errors(quiet):
+            loaded = load_backbone(
+                backbone or recorded.name,
+                checkpoint=checkpoint,
+                input_size=recorded.input_size[-1],
+                model_args=recorded.model_args,
+            )
+            provide_backbone(store, artifact.manifest, loaded)
     return store, artifact
 
 
@@ -126,7 +139,7 @@ def limits_with(precision: Precision, max_error: float | None) -> dict[Precision
 @contextmanager
 def steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done and for how long."""
-    with progress_line(quiet=quiet) as line:
+    with only_errors(quiet), progress_line(quiet=quiet) as line:
         job = line.add_task(title, total=None, note="")
         yield lambda step: line.update(job, note=step)
 
@@ -168,18 +181,84 @@ def print_report(report: Report) -> None:
         stdout.print(f"kept in fp32: {kept}", soft_wrap=True)
 
 
-def print_int8(folder: Path) -> None:
-    """What quantising cost and brought."""
-    from .int8_report import QuantizeReport
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was measured of an export: parity.json and int8.json, None where there is none."""
 
-    report = QuantizeReport.read(folder)
+    report: Report | None
+    int8: QuantizeReport | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Proof:
+        """What the reports in an export folder say; one that cannot be read counts as missing."""
+        from .int8_report import QuantizeReport
+
+        report = int8 = None
+        with suppress(ArtifactError, FileNotFoundError):
+            report = Report.from_json((folder / PARITY_FILE).read_bytes(), str(folder))
+        with suppress(ArtifactError):
+            int8 = QuantizeReport.read(folder)
+        return cls(report, int8)
+
+
+def print_proof(now: Proof, before: Proof | None = None) -> None:
+    """The parity table, what int8 cost and brought, and the machine that all of it holds for.
+
+    Args:
+        now: What was just measured.
+        before: What was measured earlier, and is shown if that machine computes in another way.
+    """
+    assert now.report is not None
+    print_report(now.report)
+    if now.int8 is not None:
+        print_int8(now.int8)
+    machine = now.report.machine
+    earlier = before.report.machine if before and before.report else None
+    if machine is None:
+        return
+    stdout.print(f"measured on {machine}", soft_wrap=True)
+    if before is None or earlier is None or machine.computes_like(earlier):
+        return
+    stdout.print(f"proven before on {earlier}, which computes otherwise:", soft_wrap=True)
+    assert before.report is not None
+    for stage, error in _worst(before.report).items():
+        was = _worst(now.report).get(stage)
+        here = "not measured here" if was is None else f"{was:.1e} here"
+        stdout.print(f"{stage}: {error:.1e} of the spread there, {here}", soft_wrap=True)
+    if before.int8 is not None:
+        stdout.print(f"there {_int8_line(before.int8)}", soft_wrap=True)
+
+
+def _worst(report: Report) -> dict[str, float]:
+    """The largest error of each stage that was measured, as a share of the spread."""
+    errors: dict[str, float] = {}
+    for step in report.steps:
+        if step.comparisons:
+            errors[step.stage] = max(errors.get(step.stage, 0.0), step.comparisons[0].error)
+    return errors
+
+
+def print_int8(report: QuantizeReport) -> None:
+    """What quantising cost and brought."""
+    stdout.print(_int8_line(report), soft_wrap=True)
+    if not report.holds_here:
+        stdout.print(
+            f"int8 for {report.target}: {report.machine} saturates its 8-bit products. "
+            "Serve it elsewhere, or quantise without --int8-target",
+            soft_wrap=True,
+        )
+
+
+def _int8_line(report: QuantizeReport) -> str:
     accuracy = report.accuracy
     cost = "no labels at hand"
     if accuracy is not None:
         cost = f"test accuracy {accuracy.before:.1%} -> {accuracy.after:.1%}"
     speed = ", ".join(f"{t.speedup:.2f} times as fast at batch {t.batch}" for t in report.latency)
     size = report.int8_bytes / report.float_bytes
-    stdout.print(f"int8: {cost}; {speed}; {size:.0%} of the bytes", soft_wrap=True)
+    cpus = "any CPU" if report.target == "any" else f"CPUs with {report.target}"
+    against = report.comparison.against
+    return f"int8 for {cpus}, against {against}: {cost}; {speed}; {size:.0%} of the bytes"
 
 
 def print_sizes(record: ExportRecord) -> None:

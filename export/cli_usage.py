@@ -18,7 +18,7 @@ _NEEDS = (
         {"onnx", "trt", "triton", "int8"},
         "--fmt onnx, trt or triton, or --quantize int8",
     ),
-    (("max_loss", "keep_float", "calibration_images", "seven_bit"), {"int8"}, "--quantize int8"),
+    (("max_loss", "keep_float", "calibration_images", "int8_target"), {"int8"}, "--quantize int8"),
     (("batch",), {"trt", "triton"}, "--fmt trt or triton"),
     (
         (

@@ -6,14 +6,15 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from glora_deploy.errors import ArtifactError
-from glora_deploy.parity import Comparison, compare
+from glora_deploy.machine import Machine
+from glora_deploy.parity import Comparison, Step, compare
 from glora_deploy.records import (
     Count,
     Fraction,
@@ -26,7 +27,8 @@ from glora_deploy.records import (
 )
 
 from .files import INT8_REPORT_FILE
-from .runtime import OnnxSession
+from .runtime import PROVIDERS, OnnxSession
+from .saturation import SUM_MAX, Target
 
 FLOAT_STAGE = "onnx-fp32"
 
@@ -82,8 +84,16 @@ class QuantizeReport(Record):
     latency: tuple[Latency, ...]
     threads: Count | None
     """Threads of both; None for ONNX Runtime's own choice."""
-    seven_bit: bool
-    """Whether weights use 7 bits, which every x86 CPU multiplies exactly."""
+    machine: Machine
+    """That the figures hold for."""
+    exact: bool
+    """Whether it multiplied 8-bit numbers exactly, whatever they are."""
+    target: Target
+    """CPUs that the file was made for."""
+    weight_bits: Literal[7, 8]
+    """Of each weight."""
+    largest_sum: Count
+    """What two products may add up to; up to 32,767 is right on every CPU."""
     quantized: Count
     """Layers that compute in 8 bits."""
     kept_float: tuple[Line, ...]
@@ -95,6 +105,38 @@ class QuantizeReport(Record):
         if self.accuracy is None:
             return 1 - self.comparison.agreement
         return self.accuracy.before - self.accuracy.after
+
+    @property
+    def holds_here(self) -> bool:
+        """Whether every product of the model was right on the machine of the measurement."""
+        return self.exact or self.largest_sum <= SUM_MAX
+
+    @property
+    def problem(self) -> str:
+        """How much it loses, and what is to blame if that is known."""
+        lost = f"loses {100 * self.loss:.1f} points of top-1"
+        if self.accuracy is not None:
+            lost += f" ({self.accuracy.before:.1%} to {self.accuracy.after:.1%})"
+        saturates = ""
+        if not self.holds_here:
+            saturates = f"; {self.machine} saturates 8-bit products: leave out --int8-target"
+        return (
+            f"int8 must lose at most {100 * self.max_loss:g} percentage points, {lost} "
+            f"on {self.n_test} images{saturates}"
+        )
+
+    def step(self) -> Step:
+        """The report as a step of the parity check, against the float ONNX model."""
+        failed = self.loss > self.max_loss
+        return Step(
+            stage="int8",
+            inputs=self.data,
+            n_images=self.n_test,
+            outcome="fail" if failed else "pass",
+            reason=self.problem if failed else "",
+            comparisons=(self.comparison,),
+            provider=PROVIDERS["cpu"][0],
+        )
 
     def to_json(self) -> bytes:
         """The bytes of int8.json."""

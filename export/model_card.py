@@ -234,9 +234,10 @@ def _supports(manifest: Manifest) -> Iterable[tuple[str, ...]]:
 
 def _proof(report: Report) -> list[str]:
     columns = ("stage", "inputs", "images", "outcome", "max abs", "of spread", "cosine", "top-1")
+    int8 = ", int8 against `onnx-fp32`" if any(s.stage == "int8" for s in report.steps) else ""
     parts = [
-        "Logits of each stage against the float64 merge of the same delta; *of spread* is the "
-        "largest error as a share of the reference's standard deviation. All of it is in "
+        f"Logits of each stage against the float64 merge of the same delta{int8}; *of spread* is "
+        "the largest error as a share of the reference's standard deviation. All of it is in "
         "`parity.json`.",
         _table(columns, map(_step, report.steps)),
     ]

@@ -4,25 +4,30 @@ The copy is made from the float32 ``model.onnx`` and stands beside it, self-cont
 weights compute in 8 bits; LayerNorm, Softmax, GELU, the products of attention, the layer that reads
 the image and the one that writes the logits stay float, as these lose most and cost least.
 
-x86 CPUs with VNNI (Cascade Lake, Zen 4 and newer) multiply all 8 bits exactly. Older ones add pairs
-of products in 16 bits, which can saturate: quantise with ``seven_bit`` for those.
+Weights use 7 bits unless the CPUs that shall serve are named: some x86 CPUs add 8-bit products in
+16 bits, as :mod:`.saturation` explains. The file is then right on every CPU, which is read off the
+weights that were written, and what it costs is measured on the CPU at hand, which is recorded.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from glora_deploy.atomic import flush, write_durable
-from glora_deploy.errors import ExportError
+from glora_deploy.errors import ArtifactError, ExportError
 from glora_deploy.image_set import ImageSet, TaskData
+from glora_deploy.machine import Machine
 from glora_deploy.manifest import Manifest
 from glora_deploy.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.tensor_file import map_tensors
@@ -30,8 +35,11 @@ from glora_deploy.tensor_file import map_tensors
 from .files import INT8_FILE, INT8_REPORT_FILE, MODEL_FILE, WEIGHTS_FILE
 from .inputs import data_words
 from .int8_report import Batch, Latency, QuantizeReport, compare_models, time_models
-from .runtime import PREPROCESSED, OnnxSession, write_int8
+from .runtime import PREPROCESSED, OnnxSession, multiplies_exactly, write_int8
+from .saturation import SUM_MAX, Target, largest_sum
 from .skeleton import layer_of
+
+log = logging.getLogger(__name__)
 
 BATCH = 8
 """Images per calibration run, and the larger of the two batches that are timed."""
@@ -40,6 +48,10 @@ N_NOISE = 64
 """Images of noise that the two models are compared on where the task's data are not at hand."""
 
 _UNLIMITED = 2**62
+_WAYS_OUT = (
+    "Keep layers in float (--keep-float 'blocks.*.mlp.fc2'), calibrate on more images "
+    "(--calibration-images), or allow more (--max-loss)."
+)
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -53,8 +65,8 @@ class QuantizeConfig:
     """Validation images to take the ranges of activations from."""
     keep_float: tuple[str, ...] = ()
     """Layers that stay float: dotted names, or patterns such as ``blocks.*.mlp.fc2``."""
-    seven_bit: bool = False
-    """Leave out one bit of each weight, for x86 CPUs without VNNI."""
+    target: Target = "any"
+    """CPUs that the file is for; all but ``any`` get 8 bits of each weight."""
     threads: int | None = None
     """For the comparison and its timing; ONNX Runtime's own choice if None."""
 
@@ -87,8 +99,8 @@ def quantize(
 
     Raises:
         ExportError: If there is no float32 model, a pattern of ``keep_float`` matches no layer, the
-            quantiser left out a layer, or more accuracy is lost than allowed. Neither file is then
-            there, not even from an earlier run.
+            quantiser left out a layer or wrote weights that can saturate, or more accuracy is lost
+            than allowed. Neither file is then there, not even from an earlier run.
         MissingDependencyError: If ONNX Runtime is missing.
         DataError: If an image cannot be read.
     """
@@ -98,40 +110,100 @@ def quantize(
     model, float_bytes = _read_folded(folder)
     nodes, kept = _choose(model, config.keep_float)
     images = _Images.of(manifest, task, config.n_calibration)
+    seven_bit = config.target == "any"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         draft = Path(scratch) / INT8_FILE
         on_step(f"calibrating on {images.n_calibration} images")
         calibration = (batch.images for batch in images.calibration())
-        write_int8(model, draft, nodes, calibration, seven_bit=config.seven_bit)
-        _finish(draft, model, nodes)
+        write_int8(model, draft, nodes, calibration, seven_bit=seven_bit)
+        largest = _finish(draft, model, nodes, config.target)
         on_step(f"comparing on {images.data}")
-        before = OnnxSession(folder / MODEL_FILE, threads=config.threads)
-        after = OnnxSession(draft, threads=config.threads)
-        accuracy, comparison, n_test = compare_models(before, after, images.test())
         report = QuantizeReport(
             task=manifest.task,
             version=manifest.version,
             adapter_sha256=manifest.adapter.sha256,
-            data=images.data,
             n_calibration=images.n_calibration,
-            n_test=n_test,
-            accuracy=accuracy,
-            comparison=comparison,
             max_loss=config.max_loss,
             float_bytes=float_bytes,
             int8_bytes=draft.stat().st_size,
-            latency=_time(before, after, images),
             threads=config.threads,
-            seven_bit=config.seven_bit,
+            target=config.target,
+            weight_bits=7 if seven_bit else 8,
+            largest_sum=largest,
             quantized=len(nodes),
             kept_float=kept,
+            **_measure(folder / MODEL_FILE, draft, images, config.threads),
         )
         if report.loss > config.max_loss:
-            raise ExportError(_refusal(report))
+            raise ExportError(f"{report.task}/{report.version}: {report.problem}. {_WAYS_OUT}")
         flush(draft)
         draft.replace(folder / INT8_FILE)
     write_durable(folder / INT8_REPORT_FILE, report.to_json())
     return report
+
+
+def measure_again(
+    folder: Path,
+    manifest: Manifest,
+    task: TaskData | None,
+    *,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> QuantizeReport:
+    """Compare an int8 model with its float model once more, on this machine.
+
+    Args:
+        folder: Holds both, and ``int8.json``. Not modified.
+        manifest: Of the artifact they were exported from.
+        task: Its data; None if not at hand.
+        on_step: Told what happens next.
+
+    Returns:
+        The report with this machine's figures; it may lose more than was allowed.
+
+    Raises:
+        ArtifactError: If ``int8.json`` is missing or damaged.
+        MissingDependencyError: If ONNX Runtime is missing.
+        DataError: If an image cannot be read.
+    """
+    report = QuantizeReport.read(folder)
+    images = _Images.of(manifest, task, report.n_calibration)
+    on_step(f"comparing int8 on {images.data}")
+    found = _measure(folder / MODEL_FILE, folder / INT8_FILE, images, report.threads)
+    return report.model_copy(update=found)
+
+
+def drop_stale_int8(folder: Path) -> bool:
+    """Remove an int8 model whose report cannot be read, as that of an earlier release.
+
+    Nothing then tells whether its products can saturate.
+
+    Returns:
+        Whether there was one.
+    """
+    try:
+        QuantizeReport.read(folder)
+    except ArtifactError as error:
+        log.warning("%s The int8 model is not kept.", error)
+        (folder / INT8_FILE).unlink(missing_ok=True)
+        (folder / INT8_REPORT_FILE).unlink(missing_ok=True)
+        return True
+    return False
+
+
+def _measure(before: Path, after: Path, images: _Images, threads: int | None) -> dict[str, Any]:
+    """Those fields of a report that hold for one machine."""
+    float_model = OnnxSession(before, threads=threads)
+    int8_model = OnnxSession(after, threads=threads)
+    accuracy, comparison, n_test = compare_models(float_model, int8_model, images.test())
+    return {
+        "data": images.data,
+        "n_test": n_test,
+        "accuracy": accuracy,
+        "comparison": comparison,
+        "latency": _time(float_model, int8_model, images),
+        "machine": Machine.here(),
+        "exact": multiplies_exactly(),
+    }
 
 
 def _read_folded(folder: Path) -> tuple[onnx.ModelProto, int]:
@@ -201,15 +273,14 @@ def _choose(model: onnx.ModelProto, keep_float: Sequence[str]) -> tuple[list[str
     return chosen, tuple(layers[name] for name in layers if name not in set(chosen))
 
 
-def _finish(path: Path, float_model: onnx.ModelProto, nodes: Sequence[str]) -> None:
-    """Check what the quantiser wrote, and say in its metadata what it is."""
+def _finish(path: Path, float_model: onnx.ModelProto, nodes: Sequence[str], target: Target) -> int:
+    """Check what the quantiser wrote, and say in its metadata what it is.
+
+    Returns:
+        What :func:`.saturation.largest_sum` reads off it.
+    """
     model = onnx.load_model(path)
-    signed = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
-    weights = {
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in signed
-    }
+    weights = int8_weights(model)
     by_name = {node.name: node for node in model.graph.node}
     missed = [name for name in nodes if by_name[name].input[1] not in weights]
     if missed:
@@ -217,30 +288,41 @@ def _finish(path: Path, float_model: onnx.ModelProto, nodes: Sequence[str]) -> N
             f"{INT8_FILE}: every chosen layer must be quantised, got {len(missed)} of {len(nodes)} "
             f"left out: {', '.join(missed[:3])}."
         )
+    largest = largest_sum(weights.values())
+    if target == "any" and largest > SUM_MAX:
+        raise ExportError(
+            f"{INT8_FILE}: two products must add up to at most {SUM_MAX} for any CPU, got weights "
+            f"that reach {largest}. Name the CPUs that shall serve (--int8-target)."
+        )
     props = {prop.key: prop.value for prop in float_model.metadata_props}
     props.pop(PREPROCESSED)
     onnx.helper.set_model_props(model, {**props, "precision": "int8"})
     model.producer_name = float_model.producer_name
     model.producer_version = float_model.producer_version
     path.write_bytes(model.SerializeToString())
+    return largest
+
+
+def int8_weights(model: onnx.ModelProto) -> dict[str, tuple[NDArray[np.int8], int]]:
+    """The signed constants of a quantised model, and the axis of their output channels.
+
+    By the name under which a product reads them; without biases, which have 32 bits.
+    """
+    signed = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    return {
+        node.output[0]: (
+            onnx.numpy_helper.to_array(signed[node.input[0]]),
+            next((a.i for a in node.attribute if a.name == "axis"), 1),
+        )
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in signed
+    }
 
 
 def _time(before: OnnxSession, after: OnnxSession, images: _Images) -> tuple[Latency, ...]:
     first = next(images.test()).images
     full = np.resize(first, (BATCH, *first.shape[1:]))
     return tuple(time_models(before, after, full[:n]) for n in (1, BATCH))
-
-
-def _refusal(report: QuantizeReport) -> str:
-    lost = f"loses {100 * report.loss:.1f} points of top-1"
-    if report.accuracy is not None:
-        lost += f" ({report.accuracy.before:.1%} to {report.accuracy.after:.1%})"
-    return (
-        f"{report.task}/{report.version}: int8 must lose at most {100 * report.max_loss:g} "
-        f"percentage points, {lost} on {report.n_test} images. Keep layers in float (--keep-float "
-        "'blocks.*.mlp.fc2'), calibrate on more images (--calibration-images), or allow more "
-        "(--max-loss)."
-    )
 
 
 @dataclass(frozen=True, slots=True)

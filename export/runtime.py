@@ -1,21 +1,35 @@
-"""ONNX Runtime: the one module that imports it."""
+"""ONNX Runtime: the one module that imports it.
+
+It is asked for the same arithmetic everywhere: TF32, which CUDA takes for float32 products unless
+told otherwise, is off. Whether 8-bit products are exact depends on the CPU, and can be tried.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from glora_deploy.errors import ExportError, MissingDependencyError
 
 Device = Literal["cpu", "cuda"]
 
+PROVIDERS: Mapping[Device, tuple[str, Mapping[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    # On by default: the inputs of float32 products would be rounded to 10 bits.
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+"""ONNX Runtime's name of the provider for a device, and its settings."""
+
 PREPROCESSED = "onnx.quant.pre_process"
 """Metadata key of a model that the quantiser need not warn to fold first."""
+
+_ERRORS_ONLY = 3
 
 
 class OnnxSession:
@@ -44,7 +58,7 @@ class OnnxSession:
     ) -> None:
         runtime = _import_onnxruntime(device)
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors only: it warns of every initializer it drops
+        options.log_severity_level = _ERRORS_ONLY  # it warns of every initializer it drops
         options.enable_cpu_mem_arena = options.enable_mem_pattern = not lean
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -55,9 +69,11 @@ class OnnxSession:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder)
             )
-        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        provider, settings = PROVIDERS[device]
         try:
-            self._session = runtime.InferenceSession(source, options, providers=[provider])
+            self._session = runtime.InferenceSession(
+                source, options, providers=[(provider, dict(settings))]
+            )
         except Exception as error:  # its exception classes share no other base
             where = model if isinstance(model, Path) else folder
             reason = str(error).splitlines()[0]
@@ -97,7 +113,7 @@ def write_int8(
         path: New file, self-contained.
         nodes: Names of ``Conv``, ``Gemm`` and ``MatMul`` nodes with constant weights.
         batches: Images ``(n, c, h, w)`` to take the ranges from; read once.
-        seven_bit: Use 7 bits of each weight, for CPUs whose 8-bit products saturate.
+        seven_bit: Use 7 bits of each weight, whose products no CPU saturates.
 
     Raises:
         MissingDependencyError: If ONNX Runtime is missing.
@@ -125,6 +141,60 @@ def write_int8(
     )
 
 
+def has_cuda() -> bool:
+    """Whether the ONNX Runtime that is installed was built for CUDA; it may find no GPU yet."""
+    try:
+        _import_onnxruntime("cuda")
+    except MissingDependencyError:
+        return False
+    return True
+
+
+def integer_products(
+    activations: NDArray[np.uint8], weights: NDArray[np.int8]
+) -> NDArray[np.int32]:
+    """The product of 8-bit matrices as ONNX Runtime computes it on this CPU, right or saturated.
+
+    Args:
+        activations: ``(n, d_in)``.
+        weights: ``(d_in, d_out)``, a constant of the graph, which a kernel lays out beforehand.
+
+    Returns:
+        ``(n, d_out)``.
+
+    Raises:
+        MissingDependencyError: If ONNX Runtime is missing.
+    """
+    runtime = _import_onnxruntime("cpu")
+    node = helper.make_node("MatMulInteger", ["a", "w"], ["product"])
+    a = helper.make_tensor_value_info("a", TensorProto.UINT8, ["n", weights.shape[0]])
+    y = helper.make_tensor_value_info("product", TensorProto.INT32, ["n", weights.shape[1]])
+    graph = helper.make_graph([node], "product", [a], [y], [numpy_helper.from_array(weights, "w")])
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    options = runtime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    session = runtime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    found: NDArray[np.int32] = session.run(["product"], {"a": activations})[0]
+    return found
+
+
+def multiplies_exactly() -> bool:
+    """Whether ONNX Runtime's product of 8-bit numbers is right on this CPU at their largest.
+
+    Tried, not looked up: what counts is the kernel that it chose.
+
+    Raises:
+        MissingDependencyError: If ONNX Runtime is missing.
+    """
+    d_in, d_out = 64, 32
+    weights = np.full((d_in, d_out), 127, np.int8)
+    rows = (np.full((n, d_in), 255, np.uint8) for n in (1, 8))  # one row has a kernel of its own
+    return all((integer_products(row, weights) == 255 * 127 * d_in).all() for row in rows)
+
+
 class _Feed:
     """Batches in the form in which ONNX Runtime's calibration asks for them."""
 
@@ -144,4 +214,5 @@ def _import_onnxruntime(device: Device) -> Any:
         raise MissingDependencyError("onnxruntime", "cpu", "running an ONNX model") from error
     if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise MissingDependencyError("onnxruntime-gpu", "gpu", "running an ONNX model on CUDA")
+    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)  # of what has no session of its own
     return onnxruntime

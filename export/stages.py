@@ -16,7 +16,7 @@ from glora_deploy.parity import Precision
 from .batches import Logits, within
 from .files import DELTA_FOLDER, MODEL_FILE, WEIGHTS_FILE
 from .record import Format
-from .runtime import OnnxSession
+from .runtime import PROVIDERS, OnnxSession, has_cuda
 from .tensorrt_library import find_gpu
 
 REFERENCE = "merged-fp64"
@@ -37,6 +37,8 @@ class Stage:
     SkipStage or a MissingDependencyError leaves it out."""
     torch: bool = True
     """Whether it runs in torch, whose libraries stay in memory from then on."""
+    provider: str = "torch on the CPU"
+    """What computes it, for the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,16 @@ class ExportStages:
         if "onnx" in formats:
             no_bf16 = partial(_skip, "ONNX Runtime has no bf16 arithmetic on the CPU")
             load = no_bf16 if precision == "bf16" else self._onnx
-            stages.append(Stage(f"onnx-{precision}", precision, load, torch=False))
+            cpu, cuda = (provider for provider, _ in PROVIDERS.values())
+            if precision == "fp16":  # it converts every weight as it loads
+                cpu += ", in fp32 where the CPU has no fp16"
+            stages.append(Stage(f"onnx-{precision}", precision, load, torch=False, provider=cpu))
+            if precision != "bf16" and has_cuda():
+                # What the CPU may compute in fp32 is computed in fp16 there.
+                name = f"onnx-{precision}-cuda"
+                stages.append(Stage(name, precision, self._onnx_on_gpu, provider=cuda))
         if "trt" in formats:
-            stages.append(Stage(f"trt-{precision}", precision, self._engine))
+            stages.append(Stage(f"trt-{precision}", precision, self._engine, provider="TensorRT"))
         return stages
 
     def _supernet(self) -> Logits:
@@ -114,6 +123,11 @@ class ExportStages:
 
     def _onnx(self) -> Logits:
         return OnnxSession(self.folder / MODEL_FILE, lean=True).logits
+
+    def _onnx_on_gpu(self) -> Logits:
+        if find_gpu() is None:
+            _skip("no GPU here; run the verify command where the model shall run")
+        return OnnxSession(self.folder / MODEL_FILE, device="cuda", lean=True).logits
 
     def _engine(self) -> Logits:
         if find_gpu() is None:

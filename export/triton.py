@@ -22,7 +22,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,19 +30,13 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import uses_external_data
 
-from glora_deploy.atomic import (
-    flush,
-    flush_tree,
-    replace_folder,
-    scratch_folder,
-    sweep,
-    write_durable,
-)
+from glora_deploy.atomic import flush, flush_tree, replace_folder, write_durable
 from glora_deploy.errors import ExportError, ParityError
 from glora_deploy.manifest import Manifest
 from glora_deploy.records import FileRecord
 
 from .files import INT8_FILE, MODEL_FILE, PLAN_FILE, WEIGHTS_FILE
+from .out_folder import require_no_export, scratch_in
 from .plan import Library, read_plan_info
 from .record import ExportRecord
 from .triton_config import (
@@ -104,6 +98,7 @@ def write_triton(
 
     Raises:
         ValueError: If a task is given twice or ``version`` is below 1.
+        StoreError: If the folder holds a single export instead of models.
         ExportError: If a file that ``config.kind`` needs is not in an export, Triton could not
             load it, something of another origin is in the way, or no space is left.
         ParityError: If an export failed its parity check.
@@ -114,6 +109,7 @@ def write_triton(
         raise ValueError(f"exports must be of different tasks, got {', '.join(sorted(names))}")
     if version is not None and version < 1:
         raise ValueError(f"version must be at least 1, got {version}")
+    require_no_export(repository)
     sources = [_inspect(export, config) for export in exports]
     with _space_for(repository), _alone(repository), _scratch(repository) as scratch:
         models = [
@@ -369,10 +365,5 @@ def _scratch(repository: Path) -> Iterator[Path]:
     parent = repository.with_name(f".{repository.name}.new")
     if os.path.ismount(repository) or not os.access(repository.parent, os.W_OK):
         parent = repository / ".new"
-    sweep(parent)
-    try:
-        with scratch_folder(parent) as scratch:
-            yield scratch
-    finally:
-        with suppress(OSError):  # what another machine's export left is there
-            parent.rmdir()
+    with scratch_in(parent) as scratch:
+        yield scratch

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glora_deploy.errors import MissingDependencyError, NonFiniteError
+from glora_deploy.machine import Machine
 from glora_deploy.manifest import Manifest
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Precision, Report, Step, judge
 
@@ -75,6 +76,7 @@ def verify(
         data=inputs.data,
         overflow=tuple(overflow),
         steps=tuple(_judge(stages, found, skipped, truth, inputs.data, limits)),
+        machine=Machine.here(),
     )
 
 
@@ -108,7 +110,7 @@ def _judge(
             references = [(REFERENCE, truth[name])]
             if before:
                 references.append((before, found[before][name]))
-            yield judge(
+            step = judge(
                 stage.name,
                 name,
                 logits,
@@ -116,4 +118,5 @@ def _judge(
                 spread=spreads[name],
                 limits=limits[stage.precision],
             )
+            yield step.model_copy(update={"provider": stage.provider})
         before = stage.name

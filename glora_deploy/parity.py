@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import ArtifactError, ParityError
+from .machine import Machine
 
 PARITY_FILE = "parity.json"
 """The report beside the files of an export."""
@@ -87,6 +88,8 @@ class Step(_Value):
     limits: Limits | None = None
     comparisons: tuple[Comparison, ...] = ()
     """Against the float64 reference first, then against the stage before."""
+    provider: str = ""
+    """What computed it, such as ONNX Runtime's execution provider; empty if it was not recorded."""
 
 
 class Report(_Value):
@@ -102,6 +105,8 @@ class Report(_Value):
     overflow: tuple[str, ...] = ()
     """Operations kept in fp32 because their values leave the half-precision range."""
     steps: tuple[Step, ...]
+    machine: Machine | None = None
+    """Where all of it was measured; None in reports from before it was recorded."""
 
     @property
     def passed(self) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,17 +24,24 @@ from glora_deploy.errors import (
     BackboneMismatchError,
     NonFiniteError,
     NotRunnableError,
+    ParityError,
     StoreError,
 )
+from glora_deploy.export import quantize as quantize_module
 from glora_deploy.export.build import ExportConfig, copy_out, export, verify_export
 from glora_deploy.export.engine import Engine
+from glora_deploy.export.int8_report import QuantizeReport
 from glora_deploy.export.networks import torch_logits
 from glora_deploy.export.plan import PlanConfig, read_plan_info
+from glora_deploy.export.quantize import QuantizeConfig
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.export.stages import ExportStages, SkipStage, Stage
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
 from glora_deploy.export.tensorrt_library import Gpu
-from glora_deploy.parity import DEFAULT_LIMITS, Limits
+from glora_deploy.machine import Machine
+from glora_deploy.parity import DEFAULT_LIMITS, Comparison, Limits, Precision, Report
+from glora_deploy.records import FileRecord
 from glora_deploy.store import ArtifactStore
 from stored_tasks import (
     LABELS,
@@ -333,6 +341,123 @@ def test_a_file_that_holds_its_weights_is_copied_out_alone(tmp_path: Path) -> No
         OnnxSession(tmp_path / "one" / "model.onnx").logits(images),
         OnnxSession(tmp_path / "two" / "model.onnx").logits(images),
     )
+
+
+def test_a_report_names_the_machine_and_what_computed_each_stage(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    done = export(store, artifact, ExportConfig(formats=("onnx",), precision="fp16", n_images=1))
+    written = Report.from_json((done.folder / "parity.json").read_bytes(), "parity.json")
+    assert written.machine == Machine.here()
+    assert {step.stage: step.provider for step in written.steps} == {
+        "supernet-fp32": "torch on the CPU",
+        "merged-fp32": "torch on the CPU",
+        "merged-fp16": "torch on the CPU",
+        "onnx-fp16": "CPUExecutionProvider, in fp32 where the CPU has no fp16",
+    }
+    older = json.loads((done.folder / "parity.json").read_text())
+    del older["machine"]
+    for step in older["steps"]:
+        del step["provider"]
+    read = Report.from_json(json.dumps(older).encode(), "parity.json")
+    assert (read.machine, read.steps[0].provider, read.passed) == (None, "", True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_an_onnx_model_is_measured_on_a_gpu_too_where_onnx_runtime_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    _, artifact = make_stored_task(tmp_path)
+    made: list[tuple[Path, dict[str, object]]] = []
+
+    class Session:
+        def __init__(self, model: Path, **options: object) -> None:
+            made.append((model, options))
+
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            return images
+
+    stages = ExportStages(artifact, tmp_path, tmp_path / "export", tmp_path)
+
+    def on_gpu() -> Stage | None:
+        found = {stage.name: stage for stage in stages.all(precision, ("onnx",))}
+        return found.get(f"onnx-{precision}-cuda")
+
+    monkeypatch.setattr("glora_deploy.export.stages.has_cuda", lambda: False)
+    assert on_gpu() is None
+    monkeypatch.setattr("glora_deploy.export.stages.has_cuda", lambda: True)
+    stage = on_gpu()
+    if precision == "bf16":
+        assert stage is None
+        return
+    assert stage is not None
+    assert (stage.precision, stage.provider) == (precision, "CUDAExecutionProvider")
+    monkeypatch.setattr("glora_deploy.export.stages.find_gpu", lambda: None)
+    with pytest.raises(SkipStage, match="no GPU here; run the verify command where the model"):
+        stage.load()
+    monkeypatch.setattr("glora_deploy.export.stages.find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    monkeypatch.setattr("glora_deploy.export.stages.OnnxSession", Session)
+    stage.load()
+    assert made == [(tmp_path / "export" / "model.onnx", {"device": "cuda", "lean": True})]
+
+
+def test_an_int8_model_is_a_step_of_the_report_and_stays_one(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    int8 = ExportConfig(formats=("int8",), quantize=QuantizeConfig(max_loss=1), n_images=1)
+    first = export(store, artifact, int8)
+    step = first.report.steps[-1]
+    assert (step.stage, step.provider) == ("int8", "CPUExecutionProvider")
+    assert step == QuantizeReport.read(first.folder).step()
+    kept = export(store, artifact, ExportConfig(formats=("delta",), n_images=1))
+    assert kept.record.formats == ("merged", "delta", "onnx", "int8")
+    assert kept.report.steps[-1] == step
+    # What an earlier release quantised may saturate, which nothing there tells.
+    path = kept.folder / "int8.json"
+    path.write_text(path.read_text().replace('"target"', '"aim"'))
+    record = kept.record.model_copy(
+        update={"files": {**kept.record.files, "int8.json": FileRecord.of_file(path)}}
+    )
+    record.write(kept.folder)
+    dropped = export(store, artifact, ExportConfig(formats=("delta",), n_images=1))
+    assert dropped.record.formats == ("merged", "delta", "onnx")
+    assert not (dropped.folder / "model.int8.onnx").exists()
+
+
+def test_verify_measures_int8_on_this_machine_and_fails_where_it_loses_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    agreement = 0.75
+    compared = quantize_module.compare_models
+
+    def compare(*models: Any) -> tuple[None, Comparison, int]:
+        """What this CPU finds, apart from how many images keep their class."""
+        _, comparison, n_images = compared(*models)
+        return None, comparison.model_copy(update={"agreement": agreement}), n_images
+
+    monkeypatch.setattr(quantize_module, "compare_models", compare)
+    config = QuantizeConfig(max_loss=0.5, target="vnni", threads=1)
+    done = export(store, artifact, ExportConfig(formats=("int8",), quantize=config, n_images=1))
+    here = Machine.here()
+    serving = here.model_copy(update={"cpu": "Old CPU", "instruction_sets": ("avx2",)})
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: serving))
+    monkeypatch.setattr(quantize_module, "multiplies_exactly", lambda: False)
+    assert verify_export(store, artifact, ExportConfig(n_images=1)).passed
+    agreement = 0.25
+    report = verify_export(store, artifact, ExportConfig(n_images=1))
+    assert report.machine == serving
+    again = QuantizeReport.read(done.folder)
+    assert (again.machine, again.exact, again.n_calibration) == (serving, False, 128)
+    step = report.steps[-1]
+    assert (step.stage, step.outcome) == ("int8", "fail")
+    assert step.reason == (
+        "int8 must lose at most 50 percentage points, loses 75.0 points of top-1 on 64 images; "
+        "Old CPU (avx2) saturates 8-bit products: leave out --int8-target"
+    )
+    record = ExportRecord.read(done.folder)
+    assert record is not None
+    assert not record.usable
+    with pytest.raises(ParityError, match=r"pets/v1 fp32: int8 on seeded noise: .*marked unusable"):
+        report.require_passed()
 
 
 @pytest.mark.tensorrt

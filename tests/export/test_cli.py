@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
 from glora_deploy.export.cli import app
 from glora_deploy.export.int8_report import QuantizeReport
-from stored_tasks import make_overflowing_backbone, make_stored_task
+from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.machine import Machine
+from glora_deploy.parity import Report
+from stored_tasks import make_backbone, make_overflowing_backbone, make_stored_task
 
 
 def run(*arguments: str | Path) -> Result:
@@ -41,6 +50,77 @@ def test_an_export_prints_its_parity_and_where_the_files_lie(tmp_path: Path) -> 
         "model.safetensors",
         "parity.json",
     ]
+
+
+def copy_out(store: Path, out: Path, *arguments: str) -> list[str]:
+    """Export into a folder; the names there then."""
+    result = run("--task", "pets", "--store", store, "--images", 1, "--out", out, *arguments)
+    assert result.exit_code == 0, result.output
+    return sorted(path.name for path in out.iterdir())
+
+
+def answers_of(out: Path, version: str, precision: str = "fp32") -> bool:
+    """Whether the graph in a folder loads, and says and proves what version it is."""
+    graph = onnx.load(out / "model.onnx", load_external_data=False)
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    report = Report.from_json((out / "parity.json").read_bytes(), "parity.json")
+    OnnxSession(out / "model.onnx").logits(np.zeros((1, 3, 32, 32), np.float32))
+    stated = {(metadata["version"], metadata["precision"]), (report.version, report.precision)}
+    return stated == {(version, precision)}
+
+
+def test_a_folder_holds_one_export_whatever_was_copied_there_before(tmp_path: Path) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    make_stored_task(store, seed=0)
+    make_stored_task(store, seed=1)
+    make_stored_task(store, seed=2, labels=("ant", "bee"))  # v3, of fewer classes
+    both = ["model.onnx", "model.safetensors", "parity.json"]
+    assert copy_out(store, out, "--version", "v1", "--fmt", "onnx") == both
+    merged = copy_out(store, out, "--version", "v2", "--fmt", "merged")
+    # No model.onnx that says v1 and answers with the weights of v2.
+    assert merged == ["config.json", "model.safetensors", "parity.json"]
+    assert copy_out(store, out, "--version", "v3", "--fmt", "onnx") == both
+    assert answers_of(out, "v3")
+    assert copy_out(store, out, "--version", "v1", "--fmt", "onnx", "--precision", "fp16") == both
+    assert answers_of(out, "v1", "fp16")
+    single = copy_out(store, out, "--version", "v2", "--fmt", "onnx", "--single-file")
+    assert single == ["model.onnx", "parity.json"]
+    assert answers_of(out, "v2")
+
+
+def test_a_folder_that_holds_anything_else_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    _, artifact = make_stored_task(tmp_path / "store")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    result = run("--task", "pets", "--store", tmp_path / "store", "--fmt", "onnx", "--out", out)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: {out}: --out must hold one export and nothing else, since it is replaced whole, "
+        "got thesis.tex. Give a new folder, or move what is in it away.\n"
+    )
+    assert not (artifact.path / "exports").exists()
+    assert listing(out) == [("thesis.tex", b"mine")]
+
+
+def test_an_export_and_a_model_repository_do_not_share_a_folder(tmp_path: Path) -> None:
+    store, out, models = (tmp_path / name for name in ("store", "out", "models"))
+    make_stored_task(store)
+    copy_out(store, out, "--fmt", "onnx")
+    before = listing(out)
+    triton = ("--task", "pets", "--store", store, "--images", 1, "--fmt", "triton", "--out")
+    result = run(*triton, out)
+    assert result.exit_code == 1
+    assert f"{out}: must be a model repository, got an export that --out wrote." in result.stderr
+    assert listing(out) == before
+    assert run(*triton, models).exit_code == 0
+    before = listing(models)
+    result = run("--task", "pets", "--store", store, "--out", models)
+    assert result.exit_code == 1
+    assert f"{models}: --out must hold one export and nothing else" in result.stderr
+    assert listing(models) == before
 
 
 def test_the_bytes_of_a_delta_stand_beside_those_it_stands_for(tmp_path: Path) -> None:
@@ -230,7 +310,45 @@ def test_quantising_is_measured(tmp_path: Path) -> None:
     assert "times as fast at batch 8" in result.output
     assert (artifact.path / "exports/fp32/model.int8.onnx").is_file()
     report = QuantizeReport.read(artifact.path / "exports/fp32")
-    assert (report.n_calibration, report.seven_bit) == (128, False)
+    assert (report.n_calibration, report.target) == (128, "any")
+
+
+def test_verify_shows_both_machines_where_the_other_computes_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stored_task(tmp_path)
+    arguments = ["--task", "pets", "--store", tmp_path, "--images", 1]
+    here = Machine.here()
+    other = here.model_copy(update={"cpu": "Old CPU", "instruction_sets": ("avx2",)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Machine, "here", classmethod(lambda cls: other))
+        made = run(*arguments, "--fmt", "onnx", "--quantize", "int8", "--max-loss", 1)
+    assert made.exit_code == 0, made.output
+    assert "measured on Old CPU (avx2)\n" in made.output
+    assert "proven before" not in made.output
+    result = run("verify", *arguments)
+    assert result.exit_code == 0, result.output
+    assert f"measured on {here}\n" in result.output
+    before = result.output.partition("proven before on Old CPU (avx2), which computes otherwise:")
+    for stage in ("supernet-fp32", "onnx-fp32", "int8"):
+        assert re.search(rf"^{stage}: \S+ of the spread there, \S+ here$", before[2], re.MULTILINE)
+    assert "there int8 for any CPU, against onnx-fp32: " in before[2]
+    # The reports are now those of this machine, of which there is nothing more to say.
+    assert "proven before" not in run("verify", *arguments).output
+
+
+def test_a_file_for_other_cpus_is_named_where_its_products_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stored_task(tmp_path)
+    monkeypatch.setattr("glora_deploy.export.quantize.multiplies_exactly", lambda: False)
+    arguments = ["--task", "pets", "--store", tmp_path, "--images", 1, "--quantize", "int8"]
+    result = run(*arguments, "--max-loss", 1, "--int8-target", "vnni")
+    assert result.exit_code == 0, result.output
+    assert "int8 for CPUs with vnni, against onnx-fp32: " in result.output
+    assert f"int8 for vnni: {Machine.here()} saturates its 8-bit products." in result.output
+    result = run(*arguments, "--max-loss", 1)
+    assert "saturates" not in result.output
 
 
 def test_how_to_quantise_reaches_the_quantiser(tmp_path: Path) -> None:
@@ -238,11 +356,11 @@ def test_how_to_quantise_reaches_the_quantiser(tmp_path: Path) -> None:
     result = run(
         "--task", "pets", "--store", tmp_path, "--images", 1, "--quantize", "int8",
         "--max-loss", 1, "--keep-float", "blocks.*.mlp.fc2", "--keep-float", "blocks.0.attn.proj",
-        "--calibration-images", 9, "--seven-bit",
+        "--calibration-images", 9, "--int8-target", "vnni",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     report = QuantizeReport.read(artifact.path / "exports/fp32")
-    assert (report.n_calibration, report.seven_bit, report.max_loss) == (9, True, 1)
+    assert (report.n_calibration, report.target, report.max_loss) == (9, "vnni", 1)
     kept = {"blocks.0.mlp.fc2", "blocks.1.mlp.fc2", "blocks.0.attn.proj"}
     assert set(report.kept_float) == {"patch_embed.proj", "head", *kept}
 
@@ -253,3 +371,39 @@ def test_one_self_contained_model_is_built_into_a_plan_too(tmp_path: Path) -> No
     result = run("--task", "pets", "--fmt", "trt", "--single-file", "--store", tmp_path)
     assert result.exit_code == 0, result.output
     assert (artifact.path / "exports/fp32/model.plan").is_file()
+
+
+NOISY = """
+import logging, warnings
+from glora_deploy.export import trace
+from glora_deploy.export.cli import main
+
+optimize = trace.optimize_ir
+
+def speak_and_optimize(model):
+    print("a print")
+    warnings.warn("a warning")
+    logging.getLogger("onnxscript").warning("a record")
+    return optimize(model)
+
+trace.optimize_ir = speak_and_optimize
+main()
+"""
+
+
+def test_a_quiet_export_says_nothing_at_all_whatever_its_libraries_say(tmp_path: Path) -> None:
+    """In a program of its own: pytest sets up logging, and so changes what is heard."""
+    # Its graph holds a Split, of which the optimizer may say that it does not fold it.
+    backbone = make_backbone("eva02_tiny_patch14_224", input_size=28, depth=1)
+    make_stored_task(tmp_path, backbone=backbone)
+    command = [
+        sys.executable, "-c", NOISY, "--task", "pets", "--store", str(tmp_path),
+        "--images", "1", "--fmt", "onnx", "--quantize", "int8", "--max-loss", "1",
+    ]  # fmt: skip
+    loud = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "a print" in loud.stdout
+    assert "a warning" in loud.stderr
+    assert "a record" in loud.stderr
+    shutil.rmtree(tmp_path / ".skeletons")
+    quiet = subprocess.run([*command, "-q"], capture_output=True, text=True, check=True)
+    assert (quiet.stdout, quiet.stderr) == ("", "")

@@ -16,7 +16,7 @@ PANEL_OPTIONS = {
     ("--max-loss", "0.5"): "--quantize int8",
     ("--keep-float", "head"): "--quantize int8",
     ("--calibration-images", "9"): "--quantize int8",
-    ("--seven-bit",): "--quantize int8",
+    ("--int8-target", "vnni"): "--quantize int8",
     ("--batch", "1,2,4"): "--fmt trt or triton",
     ("--backend", "rtx"): "--fmt trt",
     ("--compute-capability", "8.9"): "--fmt trt",

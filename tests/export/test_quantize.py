@@ -10,7 +10,6 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from factories import make_draft, make_store, make_tensors
 from glora_deploy.errors import ArtifactError, ExportError, MissingDependencyError
 from glora_deploy.export import quantize as quantize_module
 from glora_deploy.export.int8_report import (
@@ -19,80 +18,26 @@ from glora_deploy.export.int8_report import (
     compare_models,
     time_models,
 )
-from glora_deploy.export.quantize import QuantizeConfig, quantize
+from glora_deploy.export.quantize import (
+    QuantizeConfig,
+    drop_stale_int8,
+    measure_again,
+    quantize,
+)
 from glora_deploy.export.runtime import OnnxSession, write_int8
-from glora_deploy.export.to_onnx import describe, write_onnx
-from glora_deploy.image_set import ArrayImages, ImageSet, TaskData
+from glora_deploy.export.saturation import Target
+from glora_deploy.machine import Machine
 from glora_deploy.manifest import Manifest
 from glora_deploy.preprocess import Preprocessing, normalise
-from glora_deploy.records import PreprocessingRecord
-from onnx_networks import input_size, make_images, make_network, make_skeleton, write_weights
+from int8_tasks import LABELS, make_folder, make_manifest, make_task
+from onnx_networks import make_images
 
-LABELS = ("ant", "bee", "cat", "dog", "elk")
 ANY_LOSS = QuantizeConfig(max_loss=1, threads=1)
 BLOCK_LINEARS = [
     f"blocks.{block}.{layer}"
     for block in range(2)
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 ]
-
-
-def make_manifest(root: Path, kind: str = "vit") -> Manifest:
-    _, height, width = input_size(kind)
-    preprocessing = PreprocessingRecord(
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        size=(height, width),
-        interpolation="bicubic",
-        crop_pct=1.0,
-        crop_mode="center",
-    )
-    backbone = make_draft().backbone.model_copy(update={"input_size": (3, height, width)})
-    draft = make_draft(labels=LABELS, preprocessing=preprocessing, backbone=backbone)
-    return make_store(root / "store").put("pets", make_tensors(draft), draft).manifest
-
-
-def make_folder(root: Path, kind: str = "vit", *, single_file: bool = False) -> Path:
-    """An export folder with the float32 ONNX model of a random network."""
-    folder = root / "fp32"
-    folder.mkdir()
-    write_weights(make_network(kind), folder)
-    metadata = describe(
-        task="pets", version="v1", labels=LABELS, precision="fp32", preprocessing={"size": [32]}
-    )
-    write_onnx(folder, make_skeleton(kind), metadata, single_file=single_file)
-    return folder
-
-
-def make_images_of_noise(n: int, seed: int, *, side: int = 32) -> NDArray[np.uint8]:
-    """Blurred noise, ``(n, side, side, 3)``: neighbouring pixels alike, as in photographs."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (n, side // 4, side // 4, 3), np.uint8)
-    return coarse.repeat(4, 1).repeat(4, 2)
-
-
-def make_task(
-    folder: Path, manifest: Manifest, *, n: int = 20, val: NDArray[np.uint8] | None = None
-) -> TaskData:
-    """Images that the float model gets right, all but one in five of the test images."""
-    preprocessing = Preprocessing(**manifest.preprocessing.model_dump())
-    session = OnnxSession(folder / "model.onnx", threads=1)
-
-    def split(name: str, pixels: NDArray[np.uint8]) -> ImageSet:
-        labels = session.logits(normalise(pixels, preprocessing)).argmax(1).astype(np.int64)
-        labels[::5] = (labels[::5] + 1) % len(LABELS)
-        ids = tuple(f"{name}/{i}" for i in range(len(pixels)))
-        return ImageSet(labels, ids, ArrayImages(pixels))
-
-    return TaskData(
-        name="pets",
-        spec="folder:pets",
-        seed=0,
-        classes=LABELS,
-        train=split("train", make_images_of_noise(5, 1)),
-        val=split("val", make_images_of_noise(12, 2) if val is None else val),
-        test=split("test", make_images_of_noise(n, 3)),
-    )
 
 
 def quantized_layers(path: Path) -> set[str]:
@@ -158,8 +103,9 @@ def test_logits_stay_close_and_the_report_says_how_close(folder: Path, manifest:
     x = normalise(images, Preprocessing(**manifest.preprocessing.model_dump()))
     before = OnnxSession(folder / "model.onnx").logits(x)
     after = OnnxSession(folder / "model.int8.onnx").logits(x)
-    # 8 bits of a normal variable leave an error of about 1 % of its spread at each of 8 layers.
-    assert np.abs(after - before).max() < 0.2 * before.std()
+    # 8 bits of activations and 7 of weights leave about 2 % of the spread at each of 8 layers; what
+    # saturates on some CPUs would leave 23 %. Not the largest error, which is one number's chance.
+    assert np.sqrt(np.mean((after - before) ** 2)) < 0.075 * before.std()
     assert report.comparison.max_abs == pytest.approx(np.abs(after - before).max(), rel=0.05)
     agreement = (after.argmax(1) == before.argmax(1)).mean()
     assert report.comparison.agreement == pytest.approx(agreement)
@@ -262,17 +208,75 @@ def test_a_pattern_that_matches_nothing_is_a_mistake(folder: Path, manifest: Man
         quantize(folder, manifest, None, QuantizeConfig(keep_float=("*",)))
 
 
-def test_seven_bit_weights_leave_the_top_bit_unused(folder: Path, manifest: Manifest) -> None:
-    def largest() -> int:
-        tensors = onnx.load(folder / "model.int8.onnx").graph.initializer
-        weights = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == 3 and t.dims]
-        return max(int(np.abs(w.astype(int)).max()) for w in weights)
+@pytest.mark.parametrize(("target", "bits"), [("any", 7), ("vnni", 8), ("arm", 8)])
+def test_weights_leave_the_top_bit_unused_unless_the_cpus_are_named(
+    folder: Path, manifest: Manifest, target: Target, bits: int
+) -> None:
+    report = quantize(folder, manifest, None, QuantizeConfig(max_loss=1, target=target))
+    tensors = onnx.load(folder / "model.int8.onnx").graph.initializer
+    weights = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == 3 and t.dims]
+    largest = max(int(np.abs(w.astype(int)).max()) for w in weights)
+    assert largest == {7: 64, 8: 127}[bits]
+    assert (report.target, report.weight_bits) == (target, bits)
+    assert report.largest_sum == 255 * 2 * largest
 
+
+def test_the_report_says_what_machine_its_figures_are_of(folder: Path, manifest: Manifest) -> None:
+    report = quantize(folder, manifest, None, ANY_LOSS)
+    assert report.machine == Machine.here()
+    assert "onnxruntime" in report.machine.libraries
+
+
+def test_measuring_again_changes_what_belongs_to_the_machine_and_nothing_else(
+    folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(folder, manifest)
+    first = quantize(folder, manifest, task, ANY_LOSS)
+    other = first.machine.model_copy(update={"cpu": "another", "instruction_sets": ("avx2",)})
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: other))
+    monkeypatch.setattr(quantize_module, "multiplies_exactly", lambda: False)
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    again = measure_again(folder, manifest, task)
+    assert again.machine == other
+    assert not again.exact
+    measured = {"latency", "machine", "exact"}
+    assert again.model_dump(exclude=measured) == first.model_dump(exclude=measured)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+    noise = measure_again(folder, manifest, None)
+    assert (noise.accuracy, noise.n_test) == (None, quantize_module.N_NOISE)
+    assert noise.data == "seeded noise: no data at hand"
+
+
+def test_a_loss_beyond_what_was_allowed_fails_the_step_and_names_the_cpu(
+    folder: Path, manifest: Manifest
+) -> None:
+    report = quantize(folder, manifest, make_task(folder, manifest), ANY_LOSS)
+    step = report.step()
+    assert (step.stage, step.outcome, step.reason, step.n_images) == ("int8", "pass", "", 20)
+    assert step.comparisons == (report.comparison,)
+    accuracy = report.accuracy.model_copy(update={"before": 0.8, "after": 0.65})
+    worse = report.model_copy(
+        update={"accuracy": accuracy, "max_loss": 0.05, "exact": False, "largest_sum": 64770}
+    )
+    step = worse.step()
+    assert step.outcome == "fail"
+    assert step.reason == (
+        "int8 must lose at most 5 percentage points, loses 15.0 points of top-1 (80.0% to 65.0%) "
+        f"on 20 images; {report.machine} saturates 8-bit products: leave out --int8-target"
+    )
+
+
+def test_a_model_whose_report_is_of_an_earlier_release_is_dropped(
+    folder: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
     quantize(folder, manifest, None, ANY_LOSS)
-    assert largest() == 127
-    report = quantize(folder, manifest, None, QuantizeConfig(max_loss=1, seven_bit=True))
-    assert largest() in (63, 64)
-    assert report.seven_bit
+    assert not drop_stale_int8(folder)
+    report = json.loads((folder / "int8.json").read_text())
+    del report["target"]
+    (folder / "int8.json").write_text(json.dumps({**report, "seven_bit": False}))
+    assert drop_stale_int8(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.safetensors"]
+    assert "The int8 model is not kept." in caplog.text
 
 
 def test_losing_more_than_the_bound_is_refused_and_leaves_no_file(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from glora_deploy.errors import ExportError, MissingDependencyError
-from glora_deploy.export.runtime import OnnxSession
+from glora_deploy.export.runtime import OnnxSession, has_cuda
 from glora_deploy.export.to_onnx import attach, write_onnx
 from onnx_networks import N_CLASSES, make_images, make_network, make_skeleton, write_weights
 
@@ -59,6 +59,35 @@ def test_a_device_that_onnx_runtime_silently_replaces_is_refused(
     monkeypatch.setattr("onnxruntime.InferenceSession", FallsBack)
     with pytest.raises(ExportError, match="device must be usable, got no CUDA"):
         OnnxSession(folder / "model.onnx", device="cuda")
+
+
+def test_float32_products_are_not_rounded_to_tf32_on_a_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    class Records:
+        def __init__(self, *args: object, providers: object) -> None:
+            asked.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def get_outputs(self) -> list[object]:
+            return []
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert not has_cuda()
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession", Records)
+    assert has_cuda()
+    OnnxSession(folder / "model.onnx", device="cuda")
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"})]]
+
+
+def test_without_onnx_runtime_there_is_no_cuda_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert not has_cuda()
 
 
 def test_a_damaged_model_is_refused_in_one_line(folder: Path) -> None:

@@ -151,6 +151,13 @@ def warmup(batch_size: int) -> dict[str, Any]:
     return {"name": f"batch of {batch_size}", "batch_size": batch_size, "inputs": {"image": image}}
 
 
+FULL_FLOAT32 = {
+    "execution_accelerators": {
+        "gpu_execution_accelerator": [{"name": "cuda", "parameters": {"use_tf32": "0"}}]
+    }
+}
+
+
 def test_the_config_of_an_onnx_model_says_all_that_triton_needs(tmp_path: Path) -> None:
     made = make_export(tmp_path)
     config = TritonConfig(max_batch_size=6, max_queue_delay_us=500, instance_count=2)
@@ -172,6 +179,7 @@ def test_the_config_of_an_onnx_model_says_all_that_triton_needs(tmp_path: Path) 
         ],
         "version_policy": {"latest": {"num_versions": 1}},
         "instance_group": [{"count": 2}],  # and KIND_AUTO, which is zero and so left out
+        "optimization": FULL_FLOAT32,
         "dynamic_batching": {"max_queue_delay_microseconds": "500"},
         "parameters": parameters(made.manifest),
         "model_warmup": [warmup(1), warmup(6)],
@@ -226,6 +234,25 @@ def test_instances_run_where_the_model_belongs(
     config = TritonConfig(kind=kind, instances=instances)
     (model,) = write_triton(tmp_path / "repository", [make_export(tmp_path)], config)
     assert read_config(model.folder)["instance_group"] == [{"count": 1, "kind": expected}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "instances", "runs_onnx_on_gpus"),
+    [
+        ("onnx", "auto", True),
+        ("onnx", "gpu", True),
+        ("onnx", "cpu", False),
+        ("int8", "auto", False),
+        ("plan", "auto", False),
+    ],
+)
+def test_float32_products_are_not_rounded_to_tf32_on_a_gpu(
+    tmp_path: Path, kind: Any, instances: Any, runs_onnx_on_gpus: bool
+) -> None:
+    config = TritonConfig(kind=kind, instances=instances)
+    (model,) = write_triton(tmp_path / "repository", [make_export(tmp_path)], config)
+    found = read_config(model.folder)
+    assert found.get("optimization") == (FULL_FLOAT32 if runs_onnx_on_gpus else None)
 
 
 def test_an_onnx_model_with_external_weights_becomes_the_folder_triton_opens(
