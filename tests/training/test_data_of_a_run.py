@@ -76,7 +76,7 @@ def test_the_export_leaves_out_what_the_training_left_out(tmp_path: Path, pets: 
     assert told[1].startswith("left out 4 unreadable images: ")
     manifest = ArtifactStore.open(tmp_path / "store").get("pets").manifest
     task, words = task_data(manifest)
-    assert words == f"folder:{pets}"
+    assert words == "its own data (folder)"
     assert task is not None
     assert task.splits_sha256 == manifest.training.splits_sha256
     ids = [image_id for _, images in task.splits() for image_id in images.ids]
