@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
-from .artifact import ADAPTER, Artifact
+from .artifact import Artifact
 from .console import make_table, one_line_errors, stdout
-from .errors import ArtifactError, StoreError
+from .errors import ArtifactError, NotInStoreError, StoreError
 from .parity import PARITY_FILE, Precision, Report
 from .store import ArtifactStore
 from .store_read import BACKBONE_WEIGHTS, BACKBONES
@@ -123,32 +124,40 @@ def du(store: Store = Path("artifacts")) -> None:
         sizes = opened.sizes()
         rows, merged_total = [], 0
         for task, size in sizes.items():
-            versions = [opened.get(task, version) for version in opened.versions(task)]
-            merged = sum(_merged_bytes(opened, artifact) for artifact in versions)
+            merged = sum(_merged_bytes(opened, artifact) for artifact in _artifacts(opened, task))
             merged_total += merged
             rows.append((task, _mb(size.delta_bytes), _mb(merged), _mb(size.export_bytes)))
         deltas = sum(size.delta_bytes for size in sizes.values())
         exports = sum(size.export_bytes for size in sizes.values())
-        files = (store / BACKBONES).glob(f"*/{BACKBONE_WEIGHTS}")
-        backbones = sum(path.stat().st_size for path in files)
+        backbones = sum(map(_size_bytes, (store / BACKBONES).glob(f"*/{BACKBONE_WEIGHTS}")))
         rows.append(("all tasks", _mb(deltas), _mb(merged_total), _mb(exports)))
         rows.append(("shared backbones", _mb(backbones), "", ""))
         columns = ("task", "deltas MB", "as merged fp32 MB", "exports on disk MB")
         stdout.print(make_table(str(store), columns, rows, right=columns[1:]))
 
 
+def _artifacts(store: ArtifactStore, task: str) -> Iterator[Artifact]:
+    """Every version of a task, but for those that another process removes meanwhile."""
+    with suppress(NotInStoreError):
+        for version in store.versions(task):
+            with suppress(NotInStoreError):
+                yield store.get(task, version)
+
+
 def _rows(store: ArtifactStore, task: str) -> Iterator[tuple[str, ...]]:
-    current = store.current(task)
-    for version in store.versions(task):
-        artifact = store.get(task, version)
+    try:
+        current = store.current(task)
+    except NotInStoreError:  # removed meanwhile
+        return
+    for artifact in _artifacts(store, task):
         training = artifact.manifest.training
         accuracy = training.test_accuracy
         yield (
-            f"{task}/{version}{'*' if version == current else ''}",
+            f"{task}/{artifact.version}{'*' if artifact.version == current else ''}",
             training.method,
             "" if accuracy is None else f"{accuracy:.1%}",
             f"{artifact.manifest.n_parameters:,}",
-            _mb((artifact.path / ADAPTER).stat().st_size),
+            _mb(artifact.manifest.adapter.size_bytes),
             _merged_mb(store, artifact),
             _parity(store, artifact),
         )
@@ -165,8 +174,16 @@ def _merged_bytes(store: ArtifactStore, artifact: Artifact) -> int:
         backbone = store.backbone_path(artifact.manifest.backbone.fingerprint)
     except StoreError:
         return 0
-    n_head = artifact.manifest.n_head_parameters
-    return (backbone / BACKBONE_WEIGHTS).stat().st_size + 4 * n_head
+    weights = _size_bytes(backbone / BACKBONE_WEIGHTS)
+    return weights + 4 * artifact.manifest.n_head_parameters if weights else 0
+
+
+def _size_bytes(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _parity(store: ArtifactStore, artifact: Artifact) -> str:
@@ -174,15 +191,16 @@ def _parity(store: ArtifactStore, artifact: Artifact) -> str:
     found = []
     for precision in get_args(Precision):
         path = store.export_dir(artifact, precision) / PARITY_FILE
-        if path.is_file():
-            try:
-                report = Report.from_json(path.read_bytes(), str(path))
-            except ArtifactError:  # one damaged report must not hide the rest of the store
-                found.append(f"{precision} damaged")
-                continue
-            errors = [c.error for step in report.steps for c in step.comparisons[:1]]
-            verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
-            found.append(f"{precision} {verdict}")
+        try:
+            report = Report.from_json(path.read_bytes(), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ArtifactError:  # one damaged report must not hide the rest of the store
+            found.append(f"{precision} damaged")
+            continue
+        errors = [c.error for step in report.steps for c in step.comparisons[:1]]
+        verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
+        found.append(f"{precision} {verdict}")
     return "\n".join(found) or "not exported"
 
 
