@@ -8,6 +8,7 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``merge``            the merge as plain functions; ``fused_merge`` the same in one pass over memory
 ``merged_file``      backbone and delta in, the merged network's safetensors file out
 ``manifest``         what one artifact is; ``artifact`` one version on disk; ``store`` all of them
+``pack, unpack``     tasks of a store in one file; ``prune`` what no version uses any more
 ``backbone``         the frozen timm model; ``preprocess`` images in, its inputs out
 ``data``             where a task's images come from
 ``parity``           do two stages compute the same

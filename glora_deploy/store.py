@@ -39,6 +39,7 @@ from .store_read import (
     BACKBONE_WEIGHTS,
     CURRENT,
     EXPORT_RECORD,
+    SKELETONS,
     StoreReader,
     require_slug,
 )
@@ -393,7 +394,7 @@ class ArtifactStore(StoreReader):
     @property
     def skeletons(self) -> Path:
         """The folder for what exports cache, made if missing; all of it can be rebuilt."""
-        folder = self.inside(self.root / ".skeletons")
+        folder = self.inside(self.root / SKELETONS)
         folder.mkdir(exist_ok=True)
         return folder
 

@@ -38,6 +38,7 @@ EXPORT_RECORD = "export.json"
 BACKBONES = ".backbones"
 BACKBONE_WEIGHTS = "model.safetensors"
 BACKBONE_CONFIG = "config.json"
+SKELETONS = ".skeletons"
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -132,6 +133,23 @@ class StoreReader:
         for name in (BACKBONE_WEIGHTS, BACKBONE_CONFIG):
             self.inside(folder / name)
         return folder
+
+    @property
+    def backbones(self) -> Path:
+        """The folder of the backbones; missing in a store without any."""
+        return self.inside(self.root / BACKBONES)
+
+    def backbone_names(self) -> list[str]:
+        """The fingerprint of every backbone that is kept, in order of the text."""
+        try:
+            with os.scandir(self.backbones) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if entry.is_dir(follow_symlinks=False) and _FINGERPRINT.fullmatch(entry.name)
+                )
+        except FileNotFoundError:
+            return []
 
     def keeps_backbone(self, fingerprint: str) -> bool:
         """Whether the store has the folder of a backbone."""

@@ -29,6 +29,7 @@ from factories import make_draft, make_store, make_tensors
 from glora_deploy.errors import GloraDeployError
 from glora_deploy.fingerprint import fingerprint
 from glora_deploy.manifest import FileRecord
+from glora_deploy.prune import prune
 from glora_deploy.store import ArtifactStore
 
 TASKS = ("pets", "cats")
@@ -37,7 +38,10 @@ FLEETING = "birds"
 """Is removed as a whole, again and again."""
 KEPT = ("keep1", "keep2")
 """Versions of every task of ``TASKS`` that nobody removes: they are in every listing."""
-BACKBONE = {"w": np.arange(12, dtype=np.float32).reshape(3, 4)}
+BACKBONES = {
+    task: {"w": np.full((3, 4), value, np.float32)} for value, task in enumerate((*TASKS, FLEETING))
+}
+"""Each task has its own; that of the fleeting one is pruned whenever the task is gone."""
 MAX_VERSIONS = 8
 """A task with more is thinned out, so that listing stays cheap."""
 
@@ -62,12 +66,13 @@ CONFLICTS: dict[str, tuple[str, ...]] = {
 
 def put(store: ArtifactStore, task: str, seed: int, version: str | None, current: bool) -> str:
     """A version whose manifest names the seed of its tensors, with its backbone."""
-    store.put_backbone(fingerprint(BACKBONE), BACKBONE, {"a": 1})
+    backbone = BACKBONES[task]
+    store.put_backbone(fingerprint(backbone), backbone, {"a": 1})
     draft = make_draft()
     draft = draft.model_copy(
         update={
             "training": draft.training.model_copy(update={"seed": seed}),
-            "backbone": draft.backbone.model_copy(update={"fingerprint": fingerprint(BACKBONE)}),
+            "backbone": draft.backbone.model_copy(update={"fingerprint": fingerprint(backbone)}),
         }
     )
     tensors = make_tensors(draft, seed=seed)
@@ -99,6 +104,7 @@ class Worker:
             *(self.export,) * 3,
             self.verify,
             self.remove_task,
+            self.prune,
         )
         for n in itertools.count():
             if not goes_on(n):
@@ -189,7 +195,14 @@ class Worker:
         self.note("export")
 
     def verify(self, store: ArtifactStore) -> None:
-        self.note("verify", alarms=[finding.problem for finding in store.verify()])
+        found = store.verify() + store.without_backbone()
+        self.note("verify", alarms=[finding.problem for finding in found])
+
+    def prune(self, store: ArtifactStore) -> None:
+        names = [unused.path.name for unused in prune(store) if not unused.in_use]
+        self.note("prune")
+        if names:
+            self.note("prune a backbone", names=names)
 
 
 def stress(root: Path, n_processes: int, goes_on: Callable[[int], bool]) -> list[dict[str, Any]]:
@@ -228,7 +241,8 @@ def problems(root: Path, done: list[dict[str, Any]]) -> Iterator[str]:
         yield from (f"verify: {alarm}" for alarm in line.get("alarms", ()))
         yield from (f"listing: {name} is missing" for name in line.get("missing", ()))
     store = ArtifactStore.open(root / "store")
-    yield from (f"at the end: {finding.problem}" for finding in store.verify())
+    found = store.verify() + store.without_backbone()
+    yield from (f"at the end: {finding.problem}" for finding in found)
     yield from (f"at the end: {left} is left" for left in (root / "store/.tmp").iterdir())
     yield from _lost(store, done)
     for task in store.tasks():
@@ -273,7 +287,7 @@ def counts(done: list[dict[str, Any]]) -> str:
     well = Counter(line["action"] for line in done if "error" not in line)
     conflicts = Counter(line["action"] for line in done if "error" in line)
     return "\n".join(
-        f"{action:10} {well[action]:7} done {conflicts[action]:7} conflicts"
+        f"{action:16} {well[action]:7} done {conflicts[action]:7} conflicts"
         for action in sorted(well | conflicts)
     )
 

@@ -422,5 +422,15 @@ def test_sixteen_processes_at_once_lose_nothing_and_raise_no_alarm(tmp_path: Pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     acted = {line.split()[0] for line in done.stdout.splitlines() if " 0 done" not in line}
-    assert acted >= {"put", "remove", "use", "rollback", "listing", "get", "export", "verify"}
+    assert acted >= {
+        "put",
+        "remove",
+        "use",
+        "rollback",
+        "listing",
+        "get",
+        "export",
+        "verify",
+        "prune",
+    }
     assert done.stdout.endswith("problems: 0\n")
