@@ -205,20 +205,20 @@ class ArtifactStore(StoreReader):
         with self.scratch(task) as scratch, self.moving():
             self._require(task, version)
             place = folder if version is None else folder / version
-            if version is not None and self.current(task) == version:
-                if not force:
+            if version is not None:
+                is_current = self.current(task) == version
+                if is_current and not force:
                     raise StoreError(
                         f"{place}: is the current version. Make another one current first, "
                         "remove the whole task, or force it."
                     )
-                if {entry.name for entry in folder.iterdir()} == {version, CURRENT}:
-                    place = folder
-                else:
+                if {entry.name for entry in folder.iterdir()} <= {version, CURRENT}:
+                    place = folder  # a task without a version is no task
+                elif is_current:
                     (folder / CURRENT).unlink()
                     flush(folder)
             place.rename(scratch / place.name)
-            _remove_if_empty(folder)
-            flush(place.parent if place.parent.is_dir() else self.root)
+            flush(place.parent)
 
     def verify(self, task: str | None = None) -> list[Finding]:
         """Read every file of a task, or of the whole store, against what is stated about it.

@@ -255,6 +255,13 @@ def test_a_version_removed_as_soon_as_it_is_put_leaves_no_current_behind(
     assert store.verify() == []
 
 
+def test_a_task_goes_with_its_only_version_whatever_current_says(store: ArtifactStore) -> None:
+    (store.root / "cats/current").write_text("v9\n")
+    store.remove("cats", "v1")
+    assert not (store.root / "cats").exists()
+    assert store.verify() == []
+
+
 def test_two_rollbacks_at_once_go_back_by_two(
     store: ArtifactStore, other: ArtifactStore, meanwhile: Meanwhile
 ) -> None:
