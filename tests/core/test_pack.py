@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -544,3 +545,17 @@ def test_a_version_put_by_another_process_meanwhile_is_kept_and_nothing_else_app
     assert other.tasks() == ["pets"]
     assert other.versions("pets") == ["v1"]
     assert other.backbone_names() == [DIGESTS[0]]
+
+
+def test_no_space_for_a_pack_leaves_the_store_as_it_was(packed: Path, tmp_path: Path) -> None:
+    other = ArtifactStore.create(tmp_path / "other")
+    put(other, "dogs", 4)
+    before = content(other.root)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        message = refusal(lambda: unpack(other, packed), StoreError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith(f"{other.root}: no space left to write {packed.name} (")
+    assert content(other.root) == before
