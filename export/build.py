@@ -148,18 +148,19 @@ def verify_export(
         ArtifactError: If a file is missing or altered.
     """
     present = store.export_dir(artifact, config.precision)
-    record = ExportRecord.read(present)
-    if record is None:
-        raise StoreError(
-            f"{present}: no export is here. Make one: python -m glora_deploy.export "
-            f"--task {artifact.task} --precision {config.precision}"
-        )
-    on_step("checking checksums")
-    for name in record.files:
-        record.require_intact(present, name)
-    again = replace(config, formats=record.formats)
-    before = Report.from_json((present / PARITY_FILE).read_bytes(), str(present / PARITY_FILE))
     with store.replace_export(artifact, config.precision) as folder:
+        # Read in here, where no other exporter replaces it.
+        record = ExportRecord.read(present)
+        if record is None:
+            raise StoreError(
+                f"{present}: no export is here. Make one: python -m glora_deploy.export "
+                f"--task {artifact.task} --precision {config.precision}"
+            )
+        on_step("checking checksums")
+        for name in record.files:
+            record.require_intact(present, name)
+        again = replace(config, formats=record.formats)
+        before = Report.from_json((present / PARITY_FILE).read_bytes(), str(present / PARITY_FILE))
         backbone = backbone_of(store, artifact.manifest)
         inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
         builder = _Builder(

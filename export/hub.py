@@ -340,13 +340,8 @@ def _missing_backbone(
 ) -> Backbone | None:
     """The backbone of a delta, from its source or the user; None if the store keeps it."""
     recorded = manifest.backbone
-    if checkpoint is None:
-        try:
-            store.backbone_path(recorded.fingerprint)
-        except StoreError:
-            pass
-        else:
-            return None
+    if checkpoint is None and store.hold_backbone(recorded.fingerprint):
+        return None
     kind, _, name = recorded.source.partition(":")
     if checkpoint is None and kind == "file":
         raise StoreError(

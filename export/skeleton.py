@@ -9,21 +9,18 @@ each is external data in ``model.safetensors``, at a place that :mod:`.to_onnx` 
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from glora_deploy.atomic import replace_file
+from glora_deploy.skeleton_key import OPSET, skeleton_key
 
-OPSET = 20
-"""TensorRT-RTX 1.7 builds no fp32 graph with the ``Attention`` operator of opset 23 and later."""
+__all__ = ["OPSET", "SCOPES", "UNREAD", "SkeletonCache", "SkeletonSpec", "layer_of"]
 
 UNREAD = "glora_deploy.unread"
 """Metadata key: JSON list of the state-dict names that are no initializer of the graph."""
@@ -56,16 +53,13 @@ class SkeletonSpec:
 
     def key(self) -> str:
         """The sha256, in hex, of this spec and of the libraries that shape the graph."""
-        libraries = ("torch", "timm", "onnx", "onnx-ir", "onnxscript")
-        facts = {
-            "architecture": self.architecture,
-            "model_args": dict(self.model_args),
-            "n_classes": self.n_classes,
-            "input_size": self.input_size,
-            "opset": self.opset,
-            "versions": {library: version(library) for library in libraries},
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return skeleton_key(
+            architecture=self.architecture,
+            model_args=self.model_args,
+            n_classes=self.n_classes,
+            input_size=self.input_size,
+            opset=self.opset,
+        )
 
 
 class SkeletonCache:

@@ -9,6 +9,7 @@ from glora_deploy.errors import BackboneMismatchError, StoreError
 from glora_deploy.fingerprint import fingerprint
 from glora_deploy.manifest import Manifest
 from glora_deploy.store import ArtifactStore
+from glora_deploy.store_audit import backbone_option
 from glora_deploy.store_read import BACKBONE_WEIGHTS
 from glora_deploy.tensor_file import map_tensors
 
@@ -31,7 +32,7 @@ def backbone_of(store: ArtifactStore, manifest: Manifest) -> Path:
         raise StoreError(
             f"{manifest.task}/{manifest.version}: its backbone {recorded.source} "
             f"({recorded.fingerprint[:12]}..) is not in {store.root}. "
-            f"Give it with {_option(recorded.source)}."
+            f"Give it with {backbone_option(recorded.source)}."
         ) from error
     found = fingerprint(map_tensors(folder / BACKBONE_WEIGHTS))
     if found != recorded.fingerprint:
@@ -67,11 +68,3 @@ def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbon
     require_same_backbone(manifest, backbone)
     tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
     store.put_backbone(backbone.fingerprint, tensors, backbone.config())
-
-
-def _option(source: str) -> str:
-    """The option of the command line that gives a backbone with this source."""
-    kind, _, name = source.partition(":")
-    if kind in ("timm", "packaged"):
-        return f"--backbone {name}"
-    return f"--checkpoint {source if kind == 'random' else name}"

@@ -8,6 +8,7 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``merge``            the merge as plain functions; ``fused_merge`` the same in one pass over memory
 ``merged_file``      backbone and delta in, the merged network's safetensors file out
 ``manifest``         what one artifact is; ``artifact`` one version on disk; ``store`` all of them
+``pack, unpack``     tasks of a store in one file; ``prune`` what no version uses any more
 ``backbone``         the frozen timm model; ``preprocess`` images in, its inputs out
 ``data``             a task's images: ``data_folder``, ``data_lists``, ``demo_data``; ``image_file``
                      reads one, ``data_check`` finds what is wrong with them all

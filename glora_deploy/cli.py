@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
+from rich.progress import Progress, TaskID
 
-from .artifact import ADAPTER, Artifact
-from .console import make_table, one_line_errors, stdout
-from .errors import ArtifactError, StoreError
+from .artifact import Artifact
+from .console import make_table, one_line_errors, progress_bars, stdout, wrong_usage_of
+from .errors import ArtifactError, NotInStoreError, StoreError
+from .pack import pack as write
 from .parity import PARITY_FILE, Precision, Report
+from .prune import prune as remove_unused
 from .store import ArtifactStore
-from .store_read import BACKBONE_WEIGHTS, BACKBONES
+from .store_read import BACKBONE_WEIGHTS, BACKBONES, require_slug
+from .unpack import unpack as take_in
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +33,7 @@ app = typer.Typer(
 Store = Annotated[Path, typer.Option(help="Folder of the artifact store.")]
 Task = Annotated[str, typer.Argument(help="Name of a task.")]
 Version = Annotated[str, typer.Argument(help="Version of the task.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 MEGABYTE = 1e6
 
 
@@ -105,9 +112,13 @@ def verify(
     task: Annotated[str | None, typer.Argument(help="Everything by default.")] = None,
     store: Store = Path("artifacts"),
 ) -> None:
-    """Read every file against its checksums; the exit status is 1 if anything is wrong."""
+    """Read every file against its checksums; the exit status is 1 if anything is wrong.
+
+    A version whose backbone the store lacks is reported too: it cannot be exported.
+    """
     with one_line_errors():
-        findings = ArtifactStore.open(store).verify(task)
+        opened = ArtifactStore.open(store)
+        findings = opened.verify(task) + opened.without_backbone(task)
         for finding in findings:
             typer.echo(finding.problem)
         if findings:
@@ -123,32 +134,174 @@ def du(store: Store = Path("artifacts")) -> None:
         sizes = opened.sizes()
         rows, merged_total = [], 0
         for task, size in sizes.items():
-            versions = [opened.get(task, version) for version in opened.versions(task)]
-            merged = sum(_merged_bytes(opened, artifact) for artifact in versions)
+            merged = sum(_merged_bytes(opened, artifact) for artifact in _artifacts(opened, task))
             merged_total += merged
             rows.append((task, _mb(size.delta_bytes), _mb(merged), _mb(size.export_bytes)))
         deltas = sum(size.delta_bytes for size in sizes.values())
         exports = sum(size.export_bytes for size in sizes.values())
-        files = (store / BACKBONES).glob(f"*/{BACKBONE_WEIGHTS}")
-        backbones = sum(path.stat().st_size for path in files)
+        backbones = sum(map(_size_bytes, (store / BACKBONES).glob(f"*/{BACKBONE_WEIGHTS}")))
         rows.append(("all tasks", _mb(deltas), _mb(merged_total), _mb(exports)))
         rows.append(("shared backbones", _mb(backbones), "", ""))
         columns = ("task", "deltas MB", "as merged fp32 MB", "exports on disk MB")
         stdout.print(make_table(str(store), columns, rows, right=columns[1:]))
 
 
+@app.command(
+    epilog="**Examples**\n\n`glora pack digits digits.tar`\n\n"
+    "`glora pack digits/v2 photos tasks.tar --no-backbone`"
+)
+def pack(
+    tasks: Annotated[
+        list[str], typer.Argument(metavar="TASK", help="Tasks, or versions as TASK/VERSION.")
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="What to write.")],
+    store: Store = Path("artifacts"),
+    backbone: Annotated[
+        bool, typer.Option("--backbone/--no-backbone", help="Put in the backbones they need.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write tasks into one file, to share them; exports are left out, they can be built again.
+
+    The file is a plain tar: unpacked by hand into an empty folder it is a store.
+    """
+    wanted = [_task_and_version(text) for text in tasks]
+    if file.resolve().is_relative_to(store.resolve()):
+        raise typer.BadParameter(
+            f"must lie outside the artifact store {store}, where 'glora verify' would report it, "
+            f"got {file}",
+            param_hint="FILE",
+        )
+    with one_line_errors("interrupted; nothing was written"), _megabytes("packing", quiet) as bar:
+        packed = write(
+            ArtifactStore.open(store),
+            wanted,
+            file,
+            with_backbones=backbone,
+            replace=force,
+            on_size=bar.start,
+            on_bytes=bar.advance,
+        )
+    for task, versions in packed.tasks.items():
+        names = ", ".join(f"{v}*" if v == versions.current else v for v in versions.versions)
+        stdout.print(f"{task}: {names}", soft_wrap=True)
+    n = len(packed.backbones)
+    what = f"{n} {'backbone' if n == 1 else 'backbones'}" if backbone else "no backbone"
+    stdout.print(f"{file}: {_mb(file.stat().st_size)} MB with {what}", soft_wrap=True)
+
+
+@app.command(
+    epilog="**Examples**\n\n`glora unpack digits.tar`\n\n"
+    "`glora unpack digits.tar --as mnist --store elsewhere`"
+)
+def unpack(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", dir_okay=False, help="What `glora pack` wrote.")
+    ],
+    store: Store = Path("artifacts"),
+    as_task: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Another name for its only task.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Bring packed tasks into the store, which is made if it is missing: all of them or none.
+
+    A task that has a current version keeps it; a version that is there already is left alone.
+    """
+    if as_task is not None:
+        with wrong_usage_of("--as"):
+            require_slug("task", as_task)
+    with one_line_errors("interrupted; the store is as it was"):
+        opened = ArtifactStore(store)
+        with _megabytes("unpacking", quiet) as bar:
+            found = take_in(opened, file, as_task=as_task, on_size=bar.start, on_bytes=bar.advance)
+        for each in found:
+            note = "" if each.is_new else " was there already"
+            stdout.print(f"{each.task}/{each.version}{note}", soft_wrap=True)
+        for task in dict.fromkeys(each.task for each in found):
+            current = opened.current(task)
+            note = f"{current} is current" if current else "none is current: see glora use"
+            stdout.print(f"{task}: {note}", soft_wrap=True)
+
+
+@app.command(epilog="**Examples**\n\n`glora prune --dry-run`\n\n`glora prune`")
+def prune(
+    store: Store = Path("artifacts"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+) -> None:
+    """Remove backbones that no version uses, and cached graphs that no export would read."""
+    with one_line_errors():
+        found = remove_unused(ArtifactStore.open(store), dry_run=dry_run)
+        for each in found:
+            what = "kept, it is in use" if each.in_use else "would go" if dry_run else "removed"
+            stdout.print(f"{each.path}: {_mb(each.size_bytes)} MB, {what}", soft_wrap=True)
+        total = sum(each.size_bytes for each in found if not each.in_use)
+        verb = "would free" if dry_run else "freed"
+        stdout.print(f"{store}: {verb} {_mb(total)} MB", soft_wrap=True)
+
+
+class _Bar:
+    """A bar in megabytes that appears once the size is known."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress, self._title, self._done = progress, title, 0
+        self._bar: TaskID | None = None
+
+    def start(self, size_bytes: int) -> None:
+        total = math.ceil(size_bytes / MEGABYTE)
+        self._bar = self._progress.add_task(self._title, total=total, note="MB")
+
+    def advance(self, size_bytes: int) -> None:
+        self._done += size_bytes
+        if self._bar is not None:
+            self._progress.update(self._bar, completed=math.ceil(self._done / MEGABYTE))
+
+
+@contextmanager
+def _megabytes(title: str, quiet: bool) -> Iterator[_Bar]:
+    with progress_bars(quiet=quiet) as progress:
+        yield _Bar(progress, title)
+
+
+def _task_and_version(text: str) -> tuple[str, str | None]:
+    """``digits`` or ``digits/v2``.
+
+    Raises:
+        typer.BadParameter: If it is neither.
+    """
+    task, slash, version = text.partition("/")
+    with wrong_usage_of("TASK"):
+        require_slug("task", task)
+        if slash:
+            require_slug("version", version)
+    return task, version if slash else None
+
+
+def _artifacts(store: ArtifactStore, task: str) -> Iterator[Artifact]:
+    """Every version of a task, but for those that another process removes meanwhile."""
+    with suppress(NotInStoreError):
+        for version in store.versions(task):
+            with suppress(NotInStoreError):
+                yield store.get(task, version)
+
+
 def _rows(store: ArtifactStore, task: str) -> Iterator[tuple[str, ...]]:
-    current = store.current(task)
-    for version in store.versions(task):
-        artifact = store.get(task, version)
+    try:
+        current = store.current(task)
+    except NotInStoreError:  # removed meanwhile
+        return
+    for artifact in _artifacts(store, task):
         training = artifact.manifest.training
         accuracy = training.test_accuracy
         yield (
-            f"{task}/{version}{'*' if version == current else ''}",
+            f"{task}/{artifact.version}{'*' if artifact.version == current else ''}",
             training.method,
             "" if accuracy is None else f"{accuracy:.1%}",
             f"{artifact.manifest.n_parameters:,}",
-            _mb((artifact.path / ADAPTER).stat().st_size),
+            _mb(artifact.manifest.adapter.size_bytes),
             _merged_mb(store, artifact),
             _parity(store, artifact),
         )
@@ -165,8 +318,16 @@ def _merged_bytes(store: ArtifactStore, artifact: Artifact) -> int:
         backbone = store.backbone_path(artifact.manifest.backbone.fingerprint)
     except StoreError:
         return 0
-    n_head = artifact.manifest.n_head_parameters
-    return (backbone / BACKBONE_WEIGHTS).stat().st_size + 4 * n_head
+    weights = _size_bytes(backbone / BACKBONE_WEIGHTS)
+    return weights + 4 * artifact.manifest.n_head_parameters if weights else 0
+
+
+def _size_bytes(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _parity(store: ArtifactStore, artifact: Artifact) -> str:
@@ -174,15 +335,16 @@ def _parity(store: ArtifactStore, artifact: Artifact) -> str:
     found = []
     for precision in get_args(Precision):
         path = store.export_dir(artifact, precision) / PARITY_FILE
-        if path.is_file():
-            try:
-                report = Report.from_json(path.read_bytes(), str(path))
-            except ArtifactError:  # one damaged report must not hide the rest of the store
-                found.append(f"{precision} damaged")
-                continue
-            errors = [c.error for step in report.steps for c in step.comparisons[:1]]
-            verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
-            found.append(f"{precision} {verdict}")
+        try:
+            report = Report.from_json(path.read_bytes(), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ArtifactError:  # one damaged report must not hide the rest of the store
+            found.append(f"{precision} damaged")
+            continue
+        errors = [c.error for step in report.steps for c in step.comparisons[:1]]
+        verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
+        found.append(f"{precision} {verdict}")
     return "\n".join(found) or "not exported"
 
 

@@ -4,6 +4,7 @@
 
     GloraDeployError
     ├── StoreError             the store or something named in it is missing, or is in the way
+    │   └── NotInStoreError    the task or version asked for is not there, or not any more
     ├── ArtifactError          a stored file is damaged, altered or not what its manifest says
     ├── BackboneMismatchError  a delta meets a backbone it was not trained on
     ├── DataError              a data set cannot be read as asked
@@ -27,6 +28,10 @@ class GloraDeployError(Exception):
 
 class StoreError(GloraDeployError):
     """The store, a task or a version is missing, misnamed, or in the way."""
+
+
+class NotInStoreError(StoreError):
+    """The task or version asked for is not in the store, or not any more."""
 
 
 class ArtifactError(GloraDeployError):

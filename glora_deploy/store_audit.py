@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .artifact import ADAPTER, MANIFEST, Artifact, read_bytes
 from .errors import ArtifactError, GloraDeployError
 from .fingerprint import fingerprint as fingerprint_of
+from .folder_lock import OpenFolder
 from .manifest import MAX_MANIFEST_BYTES, FileRecord, first_problem
 from .store_read import (
     BACKBONE_CONFIG,
@@ -23,6 +25,9 @@ from .store_read import (
     StoreReader,
 )
 from .tensor_file import map_tensors
+
+LOST_AND_FOUND = "lost+found"
+"""What ext4 keeps in the root of every volume, which may be that of a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +64,42 @@ class _StatedFiles(BaseModel):
 def audit(store: StoreReader, task: str) -> Iterator[Finding]:
     """Every problem of one task: names, manifests, deltas, exports and ``current``."""
     versions = store.versions(task)
-    for problem in _caught(_audit_task(store, task, versions)):
+    with store.steady():
+        problems = list(_caught(_audit_task(store, task)))
+    for problem in problems:
         yield Finding(task, None, problem)
     for version in versions:
-        for problem in _caught(_audit_version(store, task, version)):
+        check = partial(_audit_version, store, task, version)
+        for problem in _settled(store.root / task / version, check):
             yield Finding(task, version, problem)
 
 
 def audit_rest(store: StoreReader) -> Iterator[Finding]:
     """Every problem of what belongs to no task: strays in the root, and the backbones."""
-    for problem in _caught(_audit_root(store)):
+    with store.steady():
+        problems = list(_caught(_audit_root(store)))
+    for problem in (*problems, *_caught(_audit_backbones(store))):
         yield Finding(None, None, problem)
+
+
+def without_backbone(store: StoreReader, task: str) -> Iterator[Finding]:
+    """The versions of a task that cannot be exported because the store lacks their backbone."""
+    for version in store.versions(task):
+        check = partial(_lacks_backbone, store, task, version)
+        for problem in _settled(store.root / task / version, check):
+            yield Finding(task, version, problem)
+
+
+def backbone_option(source: str) -> str:
+    """The option of the command line that gives a backbone with this source.
+
+    >>> backbone_option("timm:vit_base_patch16_224.augreg_in21k")
+    '--backbone vit_base_patch16_224.augreg_in21k'
+    """
+    kind, _, name = source.partition(":")
+    if kind in ("timm", "packaged"):
+        return f"--backbone {name}"
+    return f"--checkpoint {source if kind == 'random' else name}"
 
 
 def size_of(store: StoreReader, task: str) -> TaskSize:
@@ -84,7 +114,10 @@ def size_of(store: StoreReader, task: str) -> TaskSize:
     for folder, _, names in os.walk(store.root / task):
         for name in names:
             path = Path(folder, name)
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # removed or replaced meanwhile
+                continue
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
@@ -93,6 +126,7 @@ def size_of(store: StoreReader, task: str) -> TaskSize:
                 export += status.st_size
             elif parts[-1] in (MANIFEST, ADAPTER):
                 delta += status.st_size
+    store.require_task(task)  # it may have been removed meanwhile
     return TaskSize(delta, export)
 
 
@@ -104,14 +138,34 @@ def _caught(check: Iterator[str]) -> Iterator[str]:
         yield str(error)
 
 
+def _settled(folder: Path, check: Callable[[], Iterator[str]]) -> list[str]:
+    """The problems of a folder that another process may remove or replace while it is checked.
+
+    Of one that is gone there are none; one that took its place is checked instead.
+    """
+    while True:
+        try:
+            opened = OpenFolder(folder)
+        except OSError:  # a file, or a link that leads nowhere, is to be reported
+            return list(_caught(check())) if os.path.lexists(folder) else []
+        with opened:
+            problems = list(_caught(check()))
+            if not problems or opened.in_place():
+                return problems
+
+
 def _audit_root(store: StoreReader) -> Iterator[str]:
-    for name in _strays(store.root, set(store.tasks())):
+    for name in _strays(store.root, {*store.tasks(), LOST_AND_FOUND}):
         path = store.root / name
         # A process that died before its first version was in place leaves an empty folder.
         if not name.startswith(".") and not (path.is_dir() and not any(path.iterdir())):
             yield f"{path}: is not a task. Move it away."
+
+
+def _audit_backbones(store: StoreReader) -> Iterator[str]:
     for name in _entries(store, store.root / BACKBONES):
-        yield from _caught(_audit_backbone(store, name))
+        check = partial(_audit_backbone, store, name)
+        yield from _settled(store.root / BACKBONES / name, check)
 
 
 def _audit_backbone(store: StoreReader, fingerprint: str) -> Iterator[str]:
@@ -123,12 +177,15 @@ def _audit_backbone(store: StoreReader, fingerprint: str) -> Iterator[str]:
         yield f"{folder}: must hold {BACKBONE_CONFIG}. Remove it."
 
 
-def _audit_task(store: StoreReader, task: str, versions: list[str]) -> Iterator[str]:
-    folder = store.root / task
+def _audit_task(store: StoreReader, task: str) -> Iterator[str]:
+    folder, versions = store.root / task, store.version_names(task)
+    if not versions:  # removed meanwhile
+        return
     for name in _strays(folder, {*versions, CURRENT}):
         yield f"{folder / name}: is not part of a store. Move it away."
-    if store.current(task) is not None:
-        store.require_current(task)
+    current = store.current(task)
+    if current is not None and current not in versions:
+        raise store.none_current(task, current)
 
 
 def _audit_version(store: StoreReader, task: str, version: str) -> Iterator[str]:
@@ -138,7 +195,24 @@ def _audit_version(store: StoreReader, task: str, version: str) -> Iterator[str]
     artifact = store.get(task, version)
     artifact.tensors()
     for precision in _entries(store, folder / EXPORTS):
-        yield from _caught(_audit_export(store, artifact, precision))
+        yield from _settled(
+            folder / EXPORTS / precision, partial(_audit_export, store, artifact, precision)
+        )
+
+
+def _lacks_backbone(store: StoreReader, task: str, version: str) -> Iterator[str]:
+    try:
+        backbone = store.get(task, version).manifest.backbone
+    except ArtifactError:  # verify says so
+        return
+    if not store.keeps_backbone(backbone.fingerprint):
+        yield (
+            f"{task}/{version}: cannot be exported, its backbone {backbone.source} "
+            f"({backbone.fingerprint[:12]}..) is not in {store.root}. Copy "
+            f"{BACKBONES}/{backbone.fingerprint} from the store that the task comes from, or "
+            f"export it once: python -m glora_deploy.export --task {task} --version {version} "
+            f"{backbone_option(backbone.source)}"
+        )
 
 
 def _audit_export(store: StoreReader, artifact: Artifact, precision: str) -> Iterator[str]:
@@ -163,7 +237,10 @@ def _audit_export(store: StoreReader, artifact: Artifact, precision: str) -> Ite
 
 def _entries(store: StoreReader, folder: Path) -> list[str]:
     """Names in a folder of the store that may be missing."""
-    return _strays(store.inside(folder), set()) if folder.is_dir() else []
+    try:
+        return _strays(store.inside(folder), set())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _strays(folder: Path, known: set[str]) -> list[str]:

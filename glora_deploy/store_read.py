@@ -11,18 +11,25 @@
     <root>/.tmp/                                                  what is being written
 
 Nothing in a store is a symbolic link, so no name in it resolves outside (docs/format.md).
+
+Other processes may write while this one reads. A task or version that they remove is not there,
+whatever had been read of it; one that looks wrong is looked at again while no writer is half way.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from .artifact import ADAPTER, MANIFEST, Artifact, read_artifact
-from .errors import ArtifactError, StoreError
+from .errors import ArtifactError, NotInStoreError, StoreError
+from .folder_lock import folder_lock, read_in_place
 from .records import slug_problem, utc_text
 
 CURRENT = "current"
@@ -31,6 +38,7 @@ EXPORT_RECORD = "export.json"
 BACKBONES = ".backbones"
 BACKBONE_WEIGHTS = "model.safetensors"
 BACKBONE_CONFIG = "config.json"
+SKELETONS = ".skeletons"
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -43,29 +51,42 @@ class StoreReader:
 
     def tasks(self) -> list[str]:
         """Every task that has at least one version, by name."""
-        return [task for task in self._folders(self.root, "task") if self._version_names(task)]
+        return [task for task in self._folders(self.root, "task") if self.version_names(task)]
+
+    def version_names(self, task: str) -> list[str]:
+        """The names alone, in order of the text; empty if there is no such task."""
+        folder = self.root / task
+        try:
+            names = self._folders(folder, "version")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [name for name in names if os.path.lexists(folder / name / MANIFEST)]
 
     def versions(self, task: str) -> list[str]:
         """Every version of a task, oldest first; one with a damaged manifest by its file's time.
 
         Raises:
-            StoreError: If there is no such task.
+            NotInStoreError: If there is no such task.
         """
         self.require_task(task)
         created = self._created(task)
+        if not created:  # the task was removed between the two steps
+            raise self._no_task(task)
         return sorted(created, key=lambda version: (created[version], _natural(version)))
 
     def current(self, task: str) -> str | None:
         """The version that answers for a task; None if none was made current.
 
         Raises:
-            StoreError: If there is no such task, or ``current`` does not hold a version's name.
+            NotInStoreError: If there is no such task.
+            StoreError: If ``current`` does not hold a version's name.
         """
         self.require_task(task)
         path = self.inside(self.root / task / CURRENT)
         try:
             text = path.read_text("utf-8").removesuffix("\n")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            self.require_task(task)  # it may have been removed between the two steps
             return None
         except (UnicodeDecodeError, IsADirectoryError) as error:
             raise StoreError(f"{path}: must be a file that names a version ({error})") from error
@@ -77,12 +98,16 @@ class StoreReader:
         """One version of a task, the current one by default; its manifest is read and checked.
 
         Raises:
-            StoreError: If the task or version is not here; lists those that are.
+            NotInStoreError: If the task or version is not here; lists those that are.
+            StoreError: If none is asked for and none is current.
             ArtifactError: If the manifest is damaged or belongs elsewhere.
         """
-        version = self.require_current(task) if version is None else version
-        self.require_version(task, version)
-        return self._read(task, version)
+        while True:
+            name = self.require_current(task) if version is None else version
+            self.require_version(task, name)
+            read = partial(self._read, task, name)
+            if artifact := read_in_place(self.root / task / name, read):
+                return artifact
 
     def export_dir(self, artifact: Artifact, precision: str) -> Path:
         """Where the exports of an artifact in one precision lie, or would lie.
@@ -109,49 +134,92 @@ class StoreReader:
             self.inside(folder / name)
         return folder
 
+    @property
+    def backbones(self) -> Path:
+        """The folder of the backbones; missing in a store without any."""
+        return self.inside(self.root / BACKBONES)
+
+    def backbone_names(self) -> list[str]:
+        """The fingerprint of every backbone that is kept, in order of the text."""
+        try:
+            with os.scandir(self.backbones) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if entry.is_dir(follow_symlinks=False) and _FINGERPRINT.fullmatch(entry.name)
+                )
+        except FileNotFoundError:
+            return []
+
+    def keeps_backbone(self, fingerprint: str) -> bool:
+        """Whether the store has the folder of a backbone."""
+        return self._backbone_folder(fingerprint).is_dir()
+
     def require_task(self, task: str) -> None:
         """Check that a task is here.
 
         Raises:
-            StoreError: If it is not; lists the tasks that are.
+            NotInStoreError: If it is not; lists the tasks that are.
         """
         require_slug("task", task)
         folder = self.inside(self.root / task)
         if folder.is_file():
             raise StoreError(f"{folder}: a task must be a folder, got a file. Move it away.")
-        if not folder.is_dir() or not self._version_names(task):
-            tasks = ", ".join(self.tasks()) or "none"
-            raise StoreError(f"no task {task!r} in {self.root}; tasks here: {tasks}")
+        if not self.version_names(task):
+            raise self._no_task(task)
 
     def require_current(self, task: str) -> str:
         """The name of the current version, which is here.
 
         Raises:
-            StoreError: If there is no such task, or no version of it is current.
+            NotInStoreError: If there is no such task.
+            StoreError: If no version of it is current.
         """
         version = self.current(task)
-        if version is None or version not in self._version_names(task):
-            stated = f"names {version}" if version else "is missing, so no version is current"
-            raise StoreError(
-                f"{self.root / task / CURRENT}: {stated}; versions here: {self._listed(task)}. "
-                "Name a version, or make one current."
-            )
-        return version
+        if version is not None and version in self.version_names(task):
+            return version
+        with self.steady():  # another may have become current, and this one been removed
+            version = self.current(task)
+            if version is not None and version in self.version_names(task):
+                return version
+            raise self.none_current(task, version)
 
     def require_version(self, task: str, version: str) -> None:
         """Check that a version of a task is here.
 
         Raises:
-            StoreError: If it is not; lists the versions that are.
+            NotInStoreError: If it is not; lists the versions that are.
         """
         self.require_task(task)
         require_slug("version", version)
         self.inside(self.root / task / version)
-        if version not in self._version_names(task):
-            raise StoreError(
+        if version not in self.version_names(task):
+            raise NotInStoreError(
                 f"no version {version!r} of task {task!r} in {self.root}; versions here: "
                 f"{self._listed(task)}"
             )
+
+    def none_current(self, task: str, stated: str | None) -> StoreError:
+        """The refusal of a task whose ``current`` is missing or names no version that is here.
+
+        Args:
+            task: The task.
+            stated: What ``current`` says.
+        """
+        what = f"names {stated}" if stated else "is missing, so no version is current"
+        return StoreError(
+            f"{self.root / task / CURRENT}: {what}; versions here: {self._listed(task)}. "
+            "Name a version, or make one current."
+        )
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Inside the block no writer is between two steps: what looks wrong is wrong.
+
+        Writers wait for its end, so list names in it and read no large file. Never nest two.
+        """
+        with folder_lock(self.root, shared=True):
+            yield
 
     def inside(self, path: Path) -> Path:
         """The path itself, once no link lies on it between the root and its end.
@@ -177,21 +245,25 @@ class StoreReader:
                 if entry.is_dir(follow_symlinks=False) and not slug_problem(kind, entry.name)
             )
 
-    def _version_names(self, task: str) -> list[str]:
-        folder = self.root / task
-        names = self._folders(folder, "version")
-        return [name for name in names if os.path.lexists(folder / name / MANIFEST)]
-
     def _created(self, task: str) -> dict[str, str]:
         """Each version's time of creation; its file's time if the manifest is damaged."""
         created = {}
-        for version in self._version_names(task):
+        for version in self.version_names(task):
+            folder = self.root / task / version
             try:
-                created[version] = self._read(task, version).manifest.created
+                if artifact := read_in_place(folder, partial(self._read, task, version)):
+                    created[version] = artifact.manifest.created
             except (StoreError, ArtifactError):
-                seconds = (self.root / task / version / MANIFEST).lstat().st_mtime
+                try:
+                    seconds = (folder / MANIFEST).lstat().st_mtime
+                except FileNotFoundError:  # removed meanwhile
+                    continue
                 created[version] = utc_text(datetime.fromtimestamp(seconds, UTC))
         return created
+
+    def _no_task(self, task: str) -> NotInStoreError:
+        tasks = ", ".join(self.tasks()) or "none"
+        return NotInStoreError(f"no task {task!r} in {self.root}; tasks here: {tasks}")
 
     def _listed(self, task: str) -> str:
         return ", ".join(self.versions(task)) or "none"

@@ -21,11 +21,14 @@ TORCH_FREE = (
     "fused_tiles",
     "manifest",
     "merged_file",
+    "pack",
     "parity",
     "paths",
     "preprocess",
+    "prune",
     "store",
     "tensor_file",
+    "unpack",
 )
 """What a serving image without torch needs."""
 

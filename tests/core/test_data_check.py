@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_files import write_classes, write_image, write_lists
 from PIL import Image
 
 from glora_deploy import data_check
 from glora_deploy.data import TaskData, load_task
 from glora_deploy.data_check import CheckedData, check_data, skipped_images
 from glora_deploy.errors import DataError
+from image_files import write_classes, write_image, write_lists
 from tasks import make_task
 
 

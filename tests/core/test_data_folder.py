@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from image_files import write_classes, write_image
 
 from glora_deploy.data import TaskData, load_task
 from glora_deploy.errors import DataError
+from image_files import write_classes, write_image
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from image_files import write_lists
 
 from glora_deploy.data import TaskData, load_task
 from glora_deploy.errors import DataError
+from image_files import write_lists
 
 LISTS = {
     "train.txt": "a/0.png 0\na/1.png 0\nb/0.png 1\nb/1.png 1\n",

@@ -23,6 +23,7 @@ from glora_deploy.errors import (
     ArtifactError,
     BackboneMismatchError,
     NonFiniteError,
+    NotInStoreError,
     NotRunnableError,
     ParityError,
     StoreError,
@@ -39,6 +40,7 @@ from glora_deploy.export.runtime import OnnxSession
 from glora_deploy.export.stages import ExportStages, SkipStage, Stage
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
 from glora_deploy.export.tensorrt_library import Gpu
+from glora_deploy.folder_lock import OpenFolder
 from glora_deploy.machine import Machine
 from glora_deploy.parity import DEFAULT_LIMITS, Comparison, Limits, Precision, Report
 from glora_deploy.records import FileRecord
@@ -253,6 +255,35 @@ def test_verify_measures_again_and_replaces_only_the_report(tmp_path: Path) -> N
     assert again.files.keys() == done.record.files.keys()
     changed = {n for n, file in again.files.items() if file != done.record.files[n]}
     assert changed == {"parity.json"}
+
+
+def test_no_other_exporter_replaces_what_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    export(store, artifact, ExportConfig(n_images=1))
+    alone, read = [], ExportRecord.read
+
+    def watched(folder: Path) -> ExportRecord | None:
+        with OpenFolder(artifact.path) as other:
+            alone.append(not other.lock(wait=False))
+        return read(folder)
+
+    monkeypatch.setattr(ExportRecord, "read", watched)
+    verify_export(store, artifact, ExportConfig(n_images=1))
+    assert alone == [True]
+
+
+def test_an_export_whose_version_is_removed_meanwhile_is_one_clear_line(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+
+    def remove(step: str) -> None:
+        if step == "merging":
+            ArtifactStore(store.root).remove(artifact.task, artifact.version, force=True)
+
+    with pytest.raises(NotInStoreError, match=r"/v1 is not in the store$"):
+        export(store, artifact, ExportConfig(n_images=1), on_step=remove)
+    assert store.tasks() == []
 
 
 def test_verify_without_an_export_says_how_to_make_one(tmp_path: Path) -> None:

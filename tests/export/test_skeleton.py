@@ -70,7 +70,7 @@ def test_whatever_shapes_the_graph_shapes_the_key(changes: dict[str, object]) ->
 
 def test_another_library_version_means_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = make_spec().key()
-    monkeypatch.setattr("glora_deploy.export.skeleton.version", lambda library: "0")
+    monkeypatch.setattr("glora_deploy.skeleton_key.version", lambda library: "0")
     assert make_spec().key() != before
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_files import write_classes
 
 from glora_deploy.data_spec import with_splits
 from glora_deploy.errors import DataError
@@ -17,6 +16,7 @@ from glora_deploy.store import ArtifactStore
 from glora_deploy.training import pipeline
 from glora_deploy.training.cli import main
 from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
+from image_files import write_classes
 from stored_tasks import make_backbone
 
 
