@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from glora_deploy.artifact import Artifact, write_artifact
+from glora_deploy.backbone_config import require_agreement
 from glora_deploy.errors import StoreError
 from glora_deploy.merged_file import PRECISIONS
 from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Precision, Report
@@ -38,11 +39,12 @@ from .plan import PlanConfig, read_plan_info
 from .quantize import QuantizeConfig, drop_stale_int8, measure_again, quantize
 from .ranges import Overflow, find_overflow
 from .record import ExportRecord, Format
+from .require_format import describe_artifact, require_format
 from .skeleton import OPSET, SkeletonCache, SkeletonSpec
 from .stages import ExportStages
 from .stored_backbone import backbone_of
 from .to_merged import write_merged_folder
-from .to_onnx import describe, is_self_contained, write_onnx
+from .to_onnx import is_self_contained, write_onnx
 from .to_tensorrt import write_plan
 from .verify import verify
 
@@ -106,11 +108,12 @@ def export(
     """
     on_step("reading the backbone and the delta")
     backbone = backbone_of(store, artifact.manifest)
+    require_agreement(artifact, backbone)
     inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
     old = store.export_dir(artifact, config.precision)
     with store.replace_export(artifact, config.precision) as folder:
         remade = {*config.formats, *(("onnx",) if config.single_file else ())}
-        kept = carry_over(old, folder, artifact, remade)
+        kept = carry_over(old, folder, artifact, config.precision, backbone, remade)
         builder = _Builder(
             store, artifact, backbone, config, folder, inputs, on_step, kept.overflow
         )
@@ -156,16 +159,19 @@ def verify_export(
                 f"{present}: no export is here. Make one: python -m glora_deploy.export "
                 f"--task {artifact.task} --precision {config.precision}"
             )
+        backbone = backbone_of(store, artifact.manifest)
+        require_agreement(artifact, backbone)
+        record.require_of(present, artifact.manifest, config.precision)
         on_step("checking checksums")
         for name in record.files:
             record.require_intact(present, name)
+        before = record.report(present)
+        for format_name in record.formats:
+            require_format(present, format_name, artifact, config.precision, backbone)
         again = replace(config, formats=record.formats)
-        before = Report.from_json((present / PARITY_FILE).read_bytes(), str(present / PARITY_FILE))
-        backbone = backbone_of(store, artifact.manifest)
+        overflow = before.overflow if before else ()
         inputs = parity_inputs(artifact.manifest, config.precision, config.n_images)
-        builder = _Builder(
-            store, artifact, backbone, again, folder, inputs, on_step, before.overflow
-        )
+        builder = _Builder(store, artifact, backbone, again, folder, inputs, on_step, overflow)
         for name in record.files.keys() - {PARITY_FILE}:
             (folder / name).parent.mkdir(exist_ok=True)
             os.link(present / name, folder / name)
@@ -236,13 +242,8 @@ class _Builder:
             report = report.model_copy(update={"steps": steps})
         (self.folder / PARITY_FILE).write_bytes(report.to_json())
         self.on_step("recording checksums")
-        record = ExportRecord.of_folder(
-            self.folder,
-            self.artifact.manifest,
-            self.config.precision,
-            formats,
-            usable=report.passed,
-        )
+        manifest, precision = self.artifact.manifest, self.config.precision
+        record = ExportRecord.of_folder(self.folder, manifest, precision, usable=report.passed)
         record.write(self.folder)
         return Exported(self.folder, report, record)
 
@@ -275,14 +276,7 @@ class _Builder:
             self.overflow = tuple(f"{o.layer or 'network'} {o.op}: {o.max_abs:.3g}" for o in found)
             skeleton = to_precision(skeleton, "fp16", [o.node for o in found])
         self.on_step("writing the ONNX model")
-        manifest = self.artifact.manifest
-        metadata = describe(
-            task=manifest.task,
-            version=manifest.version,
-            labels=manifest.labels,
-            precision=self.config.precision,
-            preprocessing=manifest.preprocessing.model_dump(mode="json"),
-        )
+        metadata = describe_artifact(self.artifact.manifest, self.config.precision)
         write_onnx(self.folder, skeleton, metadata, single_file=self.config.single_file)
 
     def _skeleton(self) -> onnx.ModelProto:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.errors import ArtifactError
-from glora_deploy.parity import PARITY_FILE, Report
+from glora_deploy.errors import ArtifactError, NonFiniteError
+from glora_deploy.parity import PARITY_FILE, Precision, Report
 from glora_deploy.redact import names_place
 
 from .files import FILES, PLAN_FILE, SIDECAR_FILE
 from .plan import read_plan_info
 from .record import ExportRecord, Format
+from .require_format import require_format
 
 log = logging.getLogger(__name__)
 
@@ -29,22 +30,32 @@ class Kept:
     """The operations that the ONNX model computes in fp32, from the report beside it."""
 
 
-def carry_over(old: Path, new: Path, artifact: Artifact, remade: Collection[Format]) -> Kept:
+def carry_over(
+    old: Path,
+    new: Path,
+    artifact: Artifact,
+    precision: Precision,
+    backbone: Path,
+    remade: Collection[Format],
+) -> Kept:
     """Copy the formats of a present export of the same delta, but for those made anew.
 
-    A format of which a file is missing or altered is left out with a warning: an export is derived
-    and can be made again.
+    A format of which a file is missing, altered, or of another artifact or precision is left out
+    with a warning: an export is derived and can be made again.
 
     Args:
         old: The export folder as it is; may be missing.
         new: Gets the copies.
         artifact: What both are exports of.
+        precision: Of both.
+        backbone: The backbone's folder in the store.
         remade: Formats not to copy.
     """
     try:
         record = ExportRecord.read(old)
-        if record is None or record.adapter_sha256 != artifact.manifest.adapter.sha256:
+        if record is None:
             return Kept()
+        record.require_of(old, artifact.manifest, precision)
     except ArtifactError as error:
         log.warning("%s Nothing of it is kept.", error)
         return Kept()
@@ -56,7 +67,8 @@ def carry_over(old: Path, new: Path, artifact: Artifact, remade: Collection[Form
             for file in FILES[name]:
                 record.require_intact(old, file)
                 _require_no_place(old / file, artifact)
-        except ArtifactError as error:
+            require_format(old, name, artifact, precision, backbone)
+        except (ArtifactError, NonFiniteError) as error:
             log.warning("%s Its format, %s, is not kept.", error, name)
             continue
         for file in FILES[name]:

@@ -109,9 +109,9 @@ def push(
         The address of the repository, or of its branch.
 
     Raises:
-        StoreError: If there is no such export, it was made from another delta, or by a release
-            whose reports name the folder of the data.
-        ArtifactError: If a file of it or the delta is damaged.
+        StoreError: If there is no such export, or it was made by a release whose reports name the
+            folder of the data.
+        ArtifactError: If a file of it or the delta is damaged, or it was made from another one.
         ParityError: If the export was not proven.
         HubError: If a name is malformed, the token is missing, wrong or may not write, a
             repository of that name must not be used, or the Hub does not answer.
@@ -232,18 +232,13 @@ class _Upload:
         if record is None:
             raise StoreError(f"{where}: must be exported before it is pushed, no export is here.")
         artifact.tensors()
-        delta = artifact.manifest.adapter.sha256
-        if record.adapter_sha256 != delta:
-            raise StoreError(
-                f"{where}: was made from the delta {record.adapter_sha256[:12]}.., "
-                f"the store holds {delta[:12]}... Export it again."
-            )
-        if PARITY_FILE not in record.files:
-            raise ParityError(f"{where}: has no {PARITY_FILE}. Export it again.")
+        record.require_of(folder, artifact.manifest, precision)
         names = tuple(n for n in _ROOT_FILES if n in record.files)
         for name in names:
             record.require_intact(folder, name)
-        report = Report.from_json((folder / PARITY_FILE).read_bytes(), str(folder / PARITY_FILE))
+        report = record.report(folder)
+        if report is None:
+            raise ParityError(f"{where}: has no {PARITY_FILE}. Export it again.")
         report.require_passed()
         if names_place(artifact.manifest, report.to_json()):
             raise StoreError(f"{where}: {PARITY_FILE} names the data's folder. Export it again.")

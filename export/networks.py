@@ -7,8 +7,10 @@ and the activations are in memory.
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import build_empty
+from glora_deploy.backbone import TimmFolder, build_empty, load_timm_folder
+from glora_deploy.errors import ArtifactError
 from glora_deploy.inject import inject, restore_supports
 from glora_deploy.manifest import Manifest
 from glora_deploy.merge import merge, split_by_layer
-from glora_deploy.tensor_file import TensorMap, create_tensor_file, map_tensors
+from glora_deploy.preprocess import Preprocessing
+from glora_deploy.records import short
+from glora_deploy.tensor_file import TensorMap, create_tensor_file, map_tensors, read_layout
 
 from .batches import Logits
+from .files import CONFIG_FILE, WEIGHTS_FILE
 
 
 def frozen_network(artifact: Artifact, backbone: Path) -> nn.Module:
@@ -81,6 +87,33 @@ def merged_network(manifest: Manifest, weights: Path) -> nn.Module:
     tensors = map_tensors(weights)
     model = _filled(manifest, tensors)
     _release_after_use(model, tensors)
+    return model
+
+
+def exported_network(manifest: Manifest, folder: Path) -> nn.Module:
+    """The network of an export as whoever gets the folder loads it, in the file's precision.
+
+    timm's own loader reads config.json and model.safetensors; nothing of the network is taken from
+    the manifest, and what timm makes of the images and the classes must be what it says.
+
+    Args:
+        manifest: Of the delta that the export is of.
+        folder: The export. Its files may be deleted while the network lives.
+
+    Raises:
+        ArtifactError: If timm cannot load it, or its images or classes are not those of the
+            manifest; names both sides.
+    """
+    loaded = load_timm_folder(folder)
+    _require_described(folder / CONFIG_FILE, manifest, loaded)
+    model, path = loaded.model, folder / WEIGHTS_FILE
+    # Buffers that no state dict holds have to follow the weights.
+    model.to(next(model.parameters()).dtype)
+    if _lies_in(model, path):
+        tensors = map_tensors(path)
+        # The same bytes through a mapping whose pages can be given back.
+        model.load_state_dict({n: _tensor(t) for n, t in tensors.items()}, strict=True, assign=True)
+        _release_after_use(model, tensors)
     return model
 
 
@@ -143,6 +176,35 @@ def _split(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         tensor = torch.from_numpy(np.array(array, np.float32))
         (head if is_head(name) else supports)[name] = tensor
     return supports, head
+
+
+def _require_described(path: Path, manifest: Manifest, loaded: TimmFolder) -> None:
+    expected = Preprocessing(**manifest.preprocessing.model_dump())
+    pairs = {
+        field.name: (getattr(loaded.preprocessing, field.name), getattr(expected, field.name))
+        for field in fields(Preprocessing)
+    } | {"labels": (loaded.labels, manifest.labels)}
+    for name, (found, stated) in pairs.items():
+        if found != stated:
+            raise ArtifactError(
+                f"{path}: {name} must be {short(stated)} by the manifest, timm takes it as "
+                f"{short(found)}. Export it again."
+            )
+
+
+def _lies_in(model: nn.Module, path: Path) -> bool:
+    """Whether every tensor of a network is the unaltered part of this file that has its name.
+
+    timm reads the file through one mapping, from which any tensor that it did not make itself lies
+    as far as in the file; the counter tells of one that was written to.
+    """
+    state, places = model.state_dict(keep_vars=True), read_layout(path)
+    starts = {tensor.data_ptr() - places[name].offset for name, tensor in state.items()}
+    return (
+        len(starts) == 1
+        and starts.pop() % mmap.PAGESIZE == 0
+        and all(tensor._version == 0 for tensor in state.values())
+    )
 
 
 def _filled(manifest: Manifest, tensors: Mapping[str, NDArray[Any] | Tensor]) -> nn.Module:

@@ -78,8 +78,8 @@ class ExportStages:
         if precision != "fp32":
             stages.append(Stage("merged-fp32", "fp32", lambda: self._merged(self.artifact)))
         if overflow:
-            skip = partial(_skip, f"{overflow[0]} leaves fp16; the ONNX model computes it in fp32")
-            stages.append(Stage(f"merged-{precision}", precision, skip, torch=False))
+            why = f"{overflow[0]} leaves fp16; the ONNX model computes it in fp32"
+            stages.append(Stage(f"merged-{precision}", precision, partial(self._written_only, why)))
         else:
             stages.append(Stage(f"merged-{precision}", precision, self._written))
         if "delta" in formats and precision != "fp32":
@@ -116,10 +116,15 @@ class ExportStages:
         return self._merged(read_artifact(self.folder / DELTA_FOLDER))
 
     def _written(self) -> Logits:
-        """The vanilla network with the weights of model.safetensors, loaded strictly."""
-        from .networks import merged_network, torch_logits
+        """The network of config.json and model.safetensors, as timm loads it for anyone."""
+        from .networks import exported_network, torch_logits
 
-        return torch_logits(merged_network(self.artifact.manifest, self.folder / WEIGHTS_FILE))
+        return torch_logits(exported_network(self.artifact.manifest, self.folder))
+
+    def _written_only(self, why: str) -> NoReturn:
+        """The same, loaded and described as it must be, but not run."""
+        self._written()
+        _skip(why)
 
     def _onnx(self) -> Logits:
         return OnnxSession(self.folder / MODEL_FILE, lean=True).logits

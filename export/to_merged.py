@@ -1,7 +1,8 @@
 """The merged network as a timm model directory: model.safetensors and config.json.
 
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it with strict keys, and so does
-``hf-hub:`` once it is pushed; this project need not be installed.
+``hf-hub:`` once it is pushed; this project need not be installed. All that its configuration says
+of the network and its images comes from the manifest.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from glora_deploy.artifact import Artifact
+from glora_deploy.backbone_config import read_backbone_config
+from glora_deploy.errors import ArtifactError
 from glora_deploy.manifest import Manifest
 from glora_deploy.merged_file import write_merged
 from glora_deploy.parity import Precision
-from glora_deploy.store_read import BACKBONE_CONFIG, BACKBONE_WEIGHTS
+from glora_deploy.store_read import BACKBONE_WEIGHTS
 
 from .files import CONFIG_FILE, WEIGHTS_FILE
 
@@ -45,31 +48,82 @@ def write_merged_folder(
         # timm and transformers read "format"; it says whose conventions the names follow.
         metadata={"format": "pt", "task": manifest.task, "version": manifest.version},
     )
-    stored = json.loads((backbone / BACKBONE_CONFIG).read_bytes())
-    text = json.dumps(timm_config(manifest, stored), indent=2, ensure_ascii=False)
-    (folder / CONFIG_FILE).write_text(text + "\n", "utf-8")
+    (folder / CONFIG_FILE).write_bytes(config_bytes(manifest, backbone))
 
 
-def timm_config(manifest: Manifest, backbone: dict[str, Any]) -> dict[str, Any]:
+def config_bytes(manifest: Manifest, backbone: Path) -> bytes:
+    """The bytes of timm's config.json for one task.
+
+    Args:
+        manifest: Of the delta.
+        backbone: The backbone's folder in the store.
+
+    Raises:
+        ArtifactError: If the backbone's own config.json is damaged.
+    """
+    stored = read_backbone_config(backbone).pretrained_cfg
+    fixed = "img_size" not in manifest.backbone.model_args and stored.fixed_input_size
+    if fixed is None:  # of an older release; the question brings torch
+        from glora_deploy.backbone import has_fixed_input_size
+
+        fixed = has_fixed_input_size(manifest.backbone.name)
+    config = timm_config(manifest, license=stored.license, fixed_input_size=fixed)
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def require_config(folder: Path, manifest: Manifest, backbone: Path) -> None:
+    """Check that an export's config.json is the one that follows from the manifest.
+
+    Raises:
+        ArtifactError: If it is not, or is missing.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file() or path.read_bytes() != config_bytes(manifest, backbone):
+        raise ArtifactError(
+            f"{path}: must be what follows from the manifest of {manifest.task}/"
+            f"{manifest.version} and its backbone's license, it is not. Export it again."
+        )
+
+
+def timm_config(
+    manifest: Manifest, *, license: str | None, fixed_input_size: bool
+) -> dict[str, Any]:
     """Timm's config.json for one task.
 
     Args:
         manifest: Of the delta.
-        backbone: ``Backbone.config`` as the store keeps it.
+        license: Of the backbone's weights, as timm records it; None if it does not.
+        fixed_input_size: Whether the input's size is an argument of the network that the
+            manifest does not state; timm then takes it from ``input_size``, and would build the
+            network for another size, its position embedding resampled, if nothing said so.
     """
     n_classes = len(manifest.labels)
+    backbone, images = manifest.backbone, manifest.preprocessing
+    classifier = backbone.classifier
     return {
-        "architecture": backbone["architecture"],
+        "architecture": backbone.name,
         "num_classes": n_classes,
         "label_names": list(manifest.labels),
-        "model_args": {**backbone["model_args"], "num_classes": n_classes},
-        "pretrained_cfg": {**backbone["pretrained_cfg"], "num_classes": n_classes},
+        "model_args": {**backbone.model_args, "num_classes": n_classes},
+        "pretrained_cfg": {
+            "input_size": list(backbone.input_size),
+            "interpolation": images.interpolation,
+            "crop_pct": images.crop_pct,
+            "crop_mode": images.crop_mode,
+            "mean": list(images.mean),
+            "std": list(images.std),
+            "classifier": classifier[0] if len(classifier) == 1 else list(classifier),
+            "custom_load": False,
+            **({"fixed_input_size": True} if fixed_input_size else {}),
+            "license": license,
+            "num_classes": n_classes,
+        },
         # timm keeps what it does not know.
         "glora": {
             "task": manifest.task,
             "version": manifest.version,
             "adapter_sha256": manifest.adapter.sha256,
-            "backbone": manifest.backbone.source,
-            "backbone_fingerprint": manifest.backbone.fingerprint,
+            "backbone": backbone.source,
+            "backbone_fingerprint": backbone.fingerprint,
         },
     }

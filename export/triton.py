@@ -152,11 +152,7 @@ def _inspect(export: TaskExport, config: TritonConfig) -> _Source:
     stated = ExportRecord.read(folder)
     if stated is None:
         raise ExportError(f"{folder}: must be a finished export, none is here. Export it first.")
-    if stated.adapter_sha256 != manifest.adapter.sha256:
-        raise ExportError(
-            f"{folder}: must be of adapter {manifest.adapter.sha256[:12]}.., "
-            f"got {stated.adapter_sha256[:12]}... Export it again."
-        )
+    stated.require_of(folder, manifest, stated.precision)
     if not stated.usable:
         raise ParityError(
             f"{folder}: must have passed its parity check, it failed. "

@@ -1,13 +1,15 @@
 """One version of one task on disk: manifest.json and adapter.safetensors, written and read.
 
-Reading trusts nothing: the bytes must have the size and sha256 that the manifest states, and the
-tensors exactly the names, shapes and dtype that follow from its layers, all finite, before a
-single number is handed out. safetensors only, never pickle (docs/format.md).
+Reading trusts nothing: the bytes must have the size and sha256 that the manifest states, the
+manifest the digest that the adapter's header states, and the tensors exactly the names, shapes and
+dtype that follow from its layers, all finite, before a single number is handed out. safetensors
+only, never pickle (docs/format.md).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +35,12 @@ from .manifest import (
     first_problem,
     utc_now,
 )
+from .records import short
 
 MANIFEST = "manifest.json"
 ADAPTER = "adapter.safetensors"
+ABOUT = "glora_deploy"
+"""Key of what we say in the metadata of a safetensors file."""
 
 _DTYPES: dict[Dtype, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -43,6 +48,8 @@ _DTYPES: dict[Dtype, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _CODES: dict[Dtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NO_DIGEST = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,16 @@ class Artifact:
             NonFiniteError: If a tensor holds NaN or infinity.
         """
         return read_adapter(self.path / ADAPTER, self.manifest)
+
+    def is_bound(self) -> bool:
+        """Whether the adapter states the digest of the manifest; older releases wrote none.
+
+        Raises:
+            ArtifactError: If adapter.safetensors is not what the manifest says, or the manifest
+                not what the adapter says.
+        """
+        path = self.path / ADAPTER
+        return _require_bound(_read_stated(path, self.manifest), self.manifest, path)
 
 
 def write_artifact(
@@ -109,7 +126,6 @@ def write_artifact(
         "tensors",
     )
     _require_finite(tensors, "tensors")
-    data = _to_bytes(tensors, task, version)
     n_head = sum(tensors[name].size for name in head)
     try:
         manifest = Manifest(
@@ -122,10 +138,14 @@ def write_artifact(
             dtype=dtype,
             n_parameters=sum(tensor.size for tensor in tensors.values()) - n_head,
             n_head_parameters=n_head,
-            adapter=FileRecord.of_bytes(data),
+            # The adapter repeats what the manifest says, so the manifest comes first, with a file
+            # of the same size in the place of the last.
+            adapter=FileRecord.of_bytes(_to_bytes(tensors, task, version, _NO_DIGEST)),
         )
     except ValidationError as error:
         raise ValueError(f"{task}: {first_problem(error)}") from error
+    data = _to_bytes(tensors, task, version, manifest.digest())
+    manifest = manifest.model_copy(update={"adapter": FileRecord.of_bytes(data)})
     write_durable(folder / ADAPTER, data)
     write_durable(folder / MANIFEST, manifest.to_json())
     return Artifact(folder, manifest)
@@ -148,20 +168,20 @@ def read_adapter(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
 
     Args:
         path: The file.
-        manifest: States its size, sha256, names, shapes and dtype.
+        manifest: States its size, sha256, names, shapes and dtype; the file states its digest.
 
     Raises:
         ArtifactError: If one of these differs; names file and tensor and both sides.
         NonFiniteError: If a tensor holds NaN or infinity.
     """
-    data = read_bytes(path, manifest.adapter.size_bytes)
-    manifest.adapter.require_equal(FileRecord.of_bytes(data), str(path), MANIFEST)
+    data = _read_stated(path, manifest)
     try:
         entries: dict[str, dict[str, Any]] = dict(
             deserialize(data)  # type: ignore[no-untyped-call]  # safetensors does not type it
         )
     except SafetensorError as error:
         raise ArtifactError(f"{path}: must be a safetensors file: {error}") from error
+    _require_bound(data, manifest, path)
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     _require_tensors(shapes, manifest.tensor_shapes(), ArtifactError, str(path))
     code, dtype = _CODES[manifest.dtype], _DTYPES[manifest.dtype]
@@ -192,13 +212,55 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
-def _to_bytes(tensors: Mapping[str, NDArray[Any]], task: str, version: str) -> bytes:
+def _to_bytes(tensors: Mapping[str, NDArray[Any]], task: str, version: str, digest: str) -> bytes:
     # The library writes metadata in the order of a randomly seeded hash map: one key keeps the
     # bytes the same from run to run.
-    about = {"format_version": FORMAT_VERSION, "task": task, "version": version}
+    about = {
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        "version": version,
+        "manifest_digest": digest,
+    }
     # It also takes the memory of an array as row-major, whatever its strides say.
     flat = {name: little_endian(tensor) for name, tensor in tensors.items()}
-    return save(flat, {"glora_deploy": json.dumps(about)})
+    return save(flat, {ABOUT: json.dumps(about)})
+
+
+def _read_stated(path: Path, manifest: Manifest) -> bytes:
+    """The bytes of an adapter, once they are the ones its manifest states."""
+    data = read_bytes(path, manifest.adapter.size_bytes)
+    manifest.adapter.require_equal(FileRecord.of_bytes(data), str(path), MANIFEST)
+    return data
+
+
+def _require_bound(data: bytes, manifest: Manifest, path: Path) -> bool:
+    """Check the manifest against the digest in an adapter's header; False if there is none."""
+    stated = _stated_digest(data, path)
+    if stated is None:
+        return False
+    if stated != (found := manifest.digest()):
+        raise ArtifactError(
+            f"{path.with_name(MANIFEST)}: what it says has digest {found[:12]}.., "
+            f"{stated[:12]}.. in {ADAPTER}. It was altered; restore the file."
+        )
+    return True
+
+
+def _stated_digest(data: bytes, path: Path) -> str | None:
+    """The digest of the manifest that an adapter's header states; None if it states none."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(ABOUT)
+        digest = None if text is None else json.loads(text).get("manifest_digest")
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path}: {ABOUT} in its metadata must be a JSON object: {error}"
+        ) from error
+    if digest is not None and not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+        raise ArtifactError(
+            f"{path}: manifest_digest in its metadata must be 64 hex digits, got {short(digest)}"
+        )
+    return digest
 
 
 def _common_dtype(tensors: Mapping[str, NDArray[Any]]) -> Dtype:

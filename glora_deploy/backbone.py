@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -20,6 +20,7 @@ from timm.data.config import resolve_model_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from .checkpoint_file import CheckpointFile, require_finite, unwrapped
 from .errors import ArtifactError, HubError
@@ -100,6 +101,7 @@ class Backbone:
                 "std": list(p.std),
                 "classifier": self.classifier[0] if len(self.classifier) == 1 else self.classifier,
                 "custom_load": False,
+                "fixed_input_size": has_fixed_input_size(self.architecture),
                 "license": self.license,
             },
         }
@@ -192,7 +194,7 @@ def _resolve(
         raise ValueError(f"backbone {name!r} must be demo-vit or a timm model. {hint}")
     if input_size is not None:
         overlay = {**overlay, "input_size": (3, input_size, input_size)}
-        if cast(Any, timm.get_pretrained_cfg(architecture)).fixed_input_size:
+        if has_fixed_input_size(architecture):
             arguments["img_size"] = input_size
     return architecture, arguments, overlay
 
@@ -201,6 +203,11 @@ def _packaged_state(name: str) -> dict[str, Tensor]:
     raw = resources.files("glora_deploy").joinpath(f"weights/{name}.safetensors").read_bytes()
     # Stored in half precision to keep the package small; widening is exact.
     return {key: tensor.float() for key, tensor in load(raw).items()}
+
+
+def has_fixed_input_size(name: str) -> bool:
+    """Whether timm builds this architecture for one input size, that of its configuration."""
+    return bool(cast(Any, timm.get_pretrained_cfg(name)).fixed_input_size)
 
 
 def build_empty(name: str, model_args: Mapping[str, Any], n_classes: int) -> nn.Module:
@@ -219,24 +226,95 @@ def build_empty(name: str, model_args: Mapping[str, Any], n_classes: int) -> nn.
         ValueError: If timm cannot build it.
     """
     arguments = {**model_args, "num_classes": n_classes}
-    here = threading.get_ident()
+    return _built_empty(lambda: _create(name, arguments))
 
-    def without_numbers(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
-        if parameter is None or threading.get_ident() != here:  # the hook is every thread's
+
+class TimmFolder(NamedTuple):
+    """What timm makes of a model directory."""
+
+    model: nn.Module
+    """In eval mode; its parameters are pages of the file where they need not differ from it."""
+    preprocessing: Preprocessing
+    """As timm resolves it for this network."""
+    labels: tuple[str, ...]
+
+
+def load_timm_folder(folder: Path) -> TimmFolder:
+    """Load a model directory as ``timm.create_model("local-dir:...", pretrained=True)`` does.
+
+    It is that very call, with config.json as it lies there; only the copy of each weight into the
+    network is left out: a parameter becomes the tensor that timm would have copied, which is a
+    part of the mapped file, in the file's dtype, and takes no memory until it is used. The few
+    networks that ``build_empty`` cannot build without numbers take one float32 copy.
+
+    Args:
+        folder: Holds config.json and model.safetensors. The files may be deleted while the network
+            lives.
+
+    Raises:
+        ArtifactError: If timm cannot load it, leaves a part of it without weights, or takes no
+            image of 3 channels.
+    """
+
+    def create() -> nn.Module:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+    try:
+        model = _built_empty(create)
+        images = Preprocessing.from_timm(
+            resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's own gap
+        )
+        labels = tuple(cast(Any, model).pretrained_cfg.get("label_names") or ())
+    except Exception as error:  # timm raises whatever the damaged text provokes
+        raise ArtifactError(f"{folder}: timm cannot load it ({_first_line(error)})") from error
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ArtifactError(f"{folder}: timm must load {name} from it, it does not")
+    return TimmFolder(model, images, labels)
+
+
+def _built_empty(create: Callable[[], nn.Module]) -> nn.Module:
+    """A network as a constructor makes it, in eval mode, its parameters on the meta device.
+
+    If the constructor also loads weights, what it loads become the parameters, not copied.
+
+    Args:
+        create: Calls timm; twice, if the network computes with its parameters while it is built.
+    """
+    here = threading.get_ident()
+    hooks: dict[nn.Module, RemovableHandle] = {}
+    loading = False
+
+    def without_numbers(module: nn.Module, _: str, parameter: nn.Parameter | None) -> Any:
+        # The hook is every thread's, and is called again for what is loaded.
+        if parameter is None or loading or threading.get_ident() != here:
             return None
+        if module not in hooks:
+            hooks[module] = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+                assign
+            )
         return nn.Parameter(parameter.detach().to("meta"))
+
+    def assign(*given: Any) -> None:
+        """What ``load_state_dict(assign=True)`` does, which timm does not ask for."""
+        nonlocal loading
+        loading = True
+        _, _, _, metadata, *_ = given
+        metadata["assign_to_params_buffers"] = True
 
     with torch.random.fork_rng(devices=[]):
         # Not torch.device("meta") as context: that would empty the buffers no state dict holds too.
         hook = register_module_parameter_registration_hook(without_numbers)
         try:
-            model = _create(name, arguments)
+            model = create()
         except RuntimeError:  # computed with: "no data", or "not on the expected device"
             model = None
         finally:
             hook.remove()
+            for each in hooks.values():
+                each.remove()
         if model is None or any(buffer.is_meta for buffer in model.buffers()):
-            model = _create(name, arguments)
+            model = create()
     return model.eval()
 
 

@@ -342,6 +342,9 @@ def _parity(store: ArtifactStore, artifact: Artifact) -> str:
         except ArtifactError:  # one damaged report must not hide the rest of the store
             found.append(f"{precision} damaged")
             continue
+        if report.adapter_sha256 != artifact.manifest.adapter.sha256:
+            found.append(f"{precision} of another delta")
+            continue
         errors = [c.error for step in report.steps for c in step.comparisons[:1]]
         verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
         found.append(f"{precision} {verdict}")

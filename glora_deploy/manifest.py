@@ -8,6 +8,7 @@ from where the store puts them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -144,6 +145,19 @@ class Manifest(ManifestDraft):
         first = {name: fields.pop(name) for name in _HEADLINE}
         text = json.dumps({**first, **fields}, indent=1, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
+
+    def digest(self) -> str:
+        """sha256 of what is stated here, as the adapter's header repeats it (docs/format.md).
+
+        Over every field but two: ``adapter``, which states the sha256 of the file that holds this
+        digest, and ``training.data``, which may name a folder of this machine and is blanked
+        where an artifact is shared.
+        """
+        fields = self.model_dump(mode="json", exclude={"adapter": True, "training": {"data": True}})
+        # The one object whose order says something, that of the modules.
+        fields["layers"] = list(fields["layers"].items())
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "manifest.json") -> Manifest:

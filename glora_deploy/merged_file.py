@@ -10,20 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackboneMismatchError, NonFiniteError
 from .fused_merge import MergeJob, fused_merge_layers
 from .paths import LayerShape
-from .tensor_file import TensorMap, create_tensor_file, map_tensors
-
-PRECISIONS: dict[str, np.dtype[Any]] = {
-    "fp32": np.dtype(np.float32),
-    "fp16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-}
+from .tensor_file import (
+    PRECISIONS as PRECISIONS,
+    TensorMap,
+    create_tensor_file,
+    is_float,
+    map_tensors,
+)
 
 BYTES_AT_ONCE = 12 * 2**20
 """Frozen weights merged together: small layers keep every thread busy, a large one goes alone."""
@@ -69,7 +68,7 @@ def write_merged(
         )
     target = PRECISIONS[precision]
     specs = {
-        name: (target if _is_float(value.dtype) else value.dtype, value.shape)
+        name: (target if is_float(value.dtype) else value.dtype, value.shape)
         for name, value in (*frozen.items(), *head.items())
     }
     out = create_tensor_file(path, specs, metadata)
@@ -116,7 +115,7 @@ def _write(
         target = out[name]
         with np.errstate(over="ignore"):  # reported below, by name
             target[...] = head[name] if name in head else frozen[name]
-        if _is_float(target.dtype) and not np.isfinite(target).all():
+        if is_float(target.dtype) and not np.isfinite(target).all():
             yield name
         out.release(name)
 
@@ -134,7 +133,3 @@ def _groups(layers: Iterable[str], frozen: TensorMap) -> Iterator[list[str]]:
         n_bytes += size
     if group:
         yield group
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or dtype == PRECISIONS["bf16"]

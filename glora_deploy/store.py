@@ -29,6 +29,7 @@ from .atomic import (
     sweep,
     write_durable,
 )
+from .backbone_config import seal
 from .errors import GloraDeployError, NotInStoreError, StoreError
 from .fingerprint import fingerprint as fingerprint_of
 from .folder_lock import OpenFolder, folder_lock
@@ -330,10 +331,12 @@ class ArtifactStore(StoreReader):
         with self.scratch("a backbone") as scratch:
             new = scratch / fingerprint
             new.mkdir()
+            text = json.dumps(dict(config), indent=1).encode()
             specs = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-            for name, target in create_tensor_file(new / BACKBONE_WEIGHTS, specs, {}).items():
+            out = create_tensor_file(new / BACKBONE_WEIGHTS, specs, seal(text))
+            for name, target in out.items():
                 target[...] = tensors[name]
-            write_durable(new / BACKBONE_CONFIG, json.dumps(dict(config), indent=1).encode())
+            write_durable(new / BACKBONE_CONFIG, text)
             flush_tree(new)
             self.move_in_backbone(new)
         return place

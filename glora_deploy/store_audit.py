@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from .artifact import ADAPTER, MANIFEST, Artifact, read_bytes
+from .artifact import ADAPTER, MANIFEST, Artifact
+from .backbone_config import require_agreement, require_intact_config
 from .errors import ArtifactError, GloraDeployError
+from .export_record import ExportRecord
 from .fingerprint import fingerprint as fingerprint_of
 from .folder_lock import OpenFolder
-from .manifest import MAX_MANIFEST_BYTES, FileRecord, first_problem
+from .manifest import FileRecord
 from .store_read import (
-    BACKBONE_CONFIG,
     BACKBONE_WEIGHTS,
     BACKBONES,
     CURRENT,
@@ -50,15 +49,6 @@ class TaskSize:
     """Manifests and adapters."""
     export_bytes: int
     """Everything under exports/."""
-
-
-class _StatedFiles(BaseModel):
-    """The one part of export.json that every exporter states; the rest is its own."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
-
-    files: dict[str, FileRecord]
-    """Every other file of the folder, by its path in it with ``/`` between the parts."""
 
 
 def audit(store: StoreReader, task: str) -> Iterator[Finding]:
@@ -173,8 +163,7 @@ def _audit_backbone(store: StoreReader, fingerprint: str) -> Iterator[str]:
     found = fingerprint_of(map_tensors(folder / BACKBONE_WEIGHTS))
     if found != fingerprint:
         yield f"{folder}: its tensors have fingerprint {found[:12]}... Remove it."
-    if not (folder / BACKBONE_CONFIG).is_file():
-        yield f"{folder}: must hold {BACKBONE_CONFIG}. Remove it."
+    require_intact_config(folder)
 
 
 def _audit_task(store: StoreReader, task: str) -> Iterator[str]:
@@ -198,6 +187,9 @@ def _audit_version(store: StoreReader, task: str, version: str) -> Iterator[str]
         yield from _settled(
             folder / EXPORTS / precision, partial(_audit_export, store, artifact, precision)
         )
+    fingerprint = artifact.manifest.backbone.fingerprint
+    if store.keeps_backbone(fingerprint):
+        require_agreement(artifact, store.backbone_path(fingerprint))
 
 
 def _lacks_backbone(store: StoreReader, task: str, version: str) -> Iterator[str]:
@@ -218,21 +210,25 @@ def _lacks_backbone(store: StoreReader, task: str, version: str) -> Iterator[str
 def _audit_export(store: StoreReader, artifact: Artifact, precision: str) -> Iterator[str]:
     folder = store.export_dir(artifact, precision)
     path = store.inside(folder / EXPORT_RECORD)
-    try:
-        stated = _StatedFiles.model_validate_json(read_bytes(path, MAX_MANIFEST_BYTES)).files
-    except ValidationError as error:
-        raise ArtifactError(f"{path}: {first_problem(error)}. Export it again.") from error
+    record = ExportRecord.read(folder)
+    if record is None:
+        raise ArtifactError(f"{path}: must be a file, there is none. Export it again.")
+    record.require_of(folder, artifact.manifest, precision)
     there = set(_file_names(folder)) - {EXPORT_RECORD}
-    for name in sorted(stated.keys() - there):
+    altered = record.files.keys() - there
+    for name in sorted(altered):
         yield f"{folder / name}: must be here by {EXPORT_RECORD}. Export it again."
-    for name in sorted(there - stated.keys()):
+    for name in sorted(there - record.files.keys()):
         yield f"{folder / name}: is not in {EXPORT_RECORD}. Export it again."
-    for name in sorted(there & stated.keys()):
+    for name in sorted(there & record.files.keys()):
         try:
             found = FileRecord.of_file(store.inside(folder / name))
-            stated[name].require_equal(found, str(folder / name), EXPORT_RECORD)
+            record.files[name].require_equal(found, str(folder / name), EXPORT_RECORD)
         except (GloraDeployError, OSError) as error:
+            altered.add(name)
             yield str(error)
+    if not altered:
+        record.require_borne_out(folder)
 
 
 def _entries(store: StoreReader, folder: Path) -> list[str]:

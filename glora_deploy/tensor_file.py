@@ -41,6 +41,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
+PRECISIONS: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+"""dtype of the float tensors of an export in each precision."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -171,3 +178,8 @@ def create_tensor_file(
     except OSError:
         path.unlink(missing_ok=True)
         raise
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether its values are fractions; NumPy takes bfloat16 for a kind of its own."""
+    return dtype.kind == "f" or dtype == PRECISIONS["bf16"]

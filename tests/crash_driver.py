@@ -12,7 +12,6 @@ Each leaves what it has to show as stores below FOLDER.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import shutil
@@ -27,8 +26,8 @@ import numpy as np
 
 from factories import make_draft, make_store, make_tensors
 from glora_deploy import atomic
+from glora_deploy.export_record import ExportRecord
 from glora_deploy.fingerprint import fingerprint
-from glora_deploy.manifest import FileRecord
 from glora_deploy.store import ArtifactStore
 
 TASK = "pets"
@@ -55,8 +54,7 @@ def export(store: ArtifactStore, text: str = "new", version: str | None = None) 
         (folder / "sub").mkdir()
         for name in ("a", "sub/b"):
             (folder / name).write_text(text)
-        files = {name: FileRecord.of_file(folder / name).model_dump() for name in ("a", "sub/b")}
-        (folder / "export.json").write_text(json.dumps({"files": files}))
+        ExportRecord.of_folder(folder, artifact.manifest, "fp32", usable=False).write(folder)
 
 
 def export_without_exchange(store: ArtifactStore) -> None:

@@ -27,8 +27,8 @@ import numpy as np
 
 from factories import make_draft, make_store, make_tensors
 from glora_deploy.errors import GloraDeployError
+from glora_deploy.export_record import ExportRecord
 from glora_deploy.fingerprint import fingerprint
-from glora_deploy.manifest import FileRecord
 from glora_deploy.prune import prune
 from glora_deploy.store import ArtifactStore
 
@@ -192,8 +192,8 @@ class Worker:
         with store.replace_export(artifact, "fp32") as folder:
             seed = str(artifact.manifest.training.seed)
             (folder / "seed").write_text(seed)
-            files = {"seed": FileRecord.of_file(folder / "seed").model_dump()}
-            (folder / "export.json").write_text(json.dumps({"files": files}))
+            record = ExportRecord.of_folder(folder, artifact.manifest, "fp32", usable=False)
+            record.write(folder)
         self.note("export")
 
     def verify(self, store: ArtifactStore) -> None:

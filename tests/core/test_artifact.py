@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -10,16 +11,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from json_changes import altered, leaves
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from factories import make_draft, make_store, make_tensors
 from glora_deploy.artifact import ADAPTER, MANIFEST, Artifact, read_artifact, write_artifact
 from glora_deploy.errors import ArtifactError, NonFiniteError
-from glora_deploy.manifest import HEADER_BYTES, FileRecord
+from glora_deploy.manifest import HEADER_BYTES, FileRecord, Manifest
 from glora_deploy.paths import LayerShape
 from glora_deploy.store import ArtifactStore
-from golden.write import DTYPES, FOLDER, TASK, golden_tensors, write_golden
+from golden.write import DTYPES, FOLDER, TASK, UNBOUND, golden_tensors, write_golden
 
 CREATED = "2026-01-02T03:04:05.678901Z"
 
@@ -97,10 +99,16 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
 
 
 def test_the_adapter_says_what_it_is_without_its_manifest(tmp_path: Path) -> None:
-    write(tmp_path)
+    artifact = write(tmp_path)
     with safe_open(tmp_path / ADAPTER, framework="np") as file:
         about = json.loads(file.metadata()["glora_deploy"])
-    assert about == {"format_version": 1, "task": "pets", "version": "v1"}
+    digest = artifact.manifest.digest()
+    assert about == {
+        "format_version": 1,
+        "task": "pets",
+        "version": "v1",
+        "manifest_digest": digest,
+    }
 
 
 @pytest.mark.parametrize(("dtype", "item_bytes"), [(np.float32, 4), (np.float16, 2)])
@@ -175,16 +183,103 @@ def test_a_cut_manifest_is_refused(tmp_path: Path) -> None:
             read_artifact(tmp_path)
 
 
-def test_a_flipped_bit_of_a_manifest_never_lets_other_tensors_through(tmp_path: Path) -> None:
-    tensors = write(tmp_path).tensors()
+def test_a_flipped_bit_of_a_manifest_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    artifact = write(tmp_path)
+    tensors, said = artifact.tensors(), artifact.manifest
     for _ in flips(tmp_path / MANIFEST):
         try:
-            found = read_artifact(tmp_path).tensors()
+            again = read_artifact(tmp_path)
+            found = again.tensors()
         except (ArtifactError, NonFiniteError):
             continue
         assert {name: t.tobytes() for name, t in found.items()} == {
             name: t.tobytes() for name, t in tensors.items()
         }
+        free = {"training": said.training.model_copy(update={"data": again.manifest.training.data})}
+        assert again.manifest == said.model_copy(update=free)
+
+
+def test_every_altered_value_of_a_manifest_is_refused(tmp_path: Path) -> None:
+    artifact = write(tmp_path)
+    stated = json.loads((tmp_path / MANIFEST).read_bytes())
+    n_bound = 0
+    for way in leaves(stated):
+        if way == ("training", "data"):
+            continue
+        data = json.dumps(altered(stated, way)).encode()
+        with pytest.raises(ArtifactError) as caught:
+            read_with(data, artifact)
+        assert "\n" not in str(caught.value), way
+        n_bound += "it says has digest" in str(caught.value)
+    # What no other rule holds together: names, numbers, labels, how it was trained.
+    assert n_bound >= 30
+
+
+def read_with(manifest: bytes, artifact: Artifact) -> dict[str, Any]:
+    """The tensors of an artifact, its manifest being these bytes."""
+    return Artifact(artifact.path, Manifest.from_json(manifest)).tensors()
+
+
+def test_an_altered_manifest_is_named_with_both_digests(tmp_path: Path) -> None:
+    artifact = write(tmp_path)
+    data = artifact.manifest.to_json()
+    changed = data.replace(b'"cat"', b'"cow"')
+    found = Manifest.from_json(changed).digest()
+    with pytest.raises(ArtifactError) as caught:
+        read_with(changed, artifact)
+    assert str(caught.value) == (
+        f"{tmp_path / MANIFEST}: what it says has digest {found[:12]}.., "
+        f"{artifact.manifest.digest()[:12]}.. in {ADAPTER}. It was altered; restore the file."
+    )
+
+
+def test_layers_in_another_order_are_refused(tmp_path: Path) -> None:
+    artifact = write(tmp_path)
+    fields = json.loads(artifact.manifest.to_json())
+    fields["layers"] = dict(reversed(fields["layers"].items()))
+    with pytest.raises(ArtifactError, match="it says has digest"):
+        read_with(json.dumps(fields).encode(), artifact)
+
+
+def test_the_same_manifest_laid_out_otherwise_is_the_same(tmp_path: Path) -> None:
+    artifact = write(tmp_path)
+    fields = json.loads(artifact.manifest.to_json())
+    fields["training"] = dict(reversed(fields["training"].items()))
+    fields["preprocessing"]["std"] = [5e-1, 0.50, 0.25]
+    text = json.dumps(dict(reversed(fields.items())), indent=3)
+    assert read_with(text.encode(), artifact).keys() == make_tensors().keys()
+
+
+@pytest.mark.parametrize("data", [None, "folder:elsewhere", "not stated"])
+def test_where_the_data_lie_may_be_blanked(tmp_path: Path, data: str | None) -> None:
+    artifact = write(tmp_path)
+    training = artifact.manifest.training.model_copy(update={"data": data})
+    blanked = artifact.manifest.model_copy(update={"training": training})
+    assert blanked.digest() == artifact.manifest.digest()
+    assert read_with(blanked.to_json(), artifact).keys() == make_tensors().keys()
+
+
+def test_the_digest_is_that_of_the_specification(tmp_path: Path) -> None:
+    fields = json.loads(write(tmp_path).manifest.to_json())
+    del fields["adapter"], fields["training"]["data"]
+    fields["layers"] = [[name, fields["layers"][name]] for name in fields["layers"]]
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    assert text.isascii()
+    assert hashlib.sha256(text.encode()).hexdigest() == read_artifact(tmp_path).manifest.digest()
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ("[]", "glora_deploy in its metadata must be a JSON object"),
+        ("{", "glora_deploy in its metadata must be a JSON object"),
+        ('{"manifest_digest": 5}', "manifest_digest in its metadata must be 64 hex digits, got 5"),
+        ('{"manifest_digest": "AB"}', "manifest_digest in its metadata must be 64 hex digits"),
+    ],
+)
+def test_a_header_that_is_none_of_ours_is_refused(tmp_path: Path, about: str, message: str) -> None:
+    artifact = forged(write(tmp_path), save(make_tensors(), {"glora_deploy": about}))
+    assert refusal(artifact).startswith(message)
 
 
 def test_swapped_adapters_are_refused_with_both_digests(tmp_path: Path) -> None:
@@ -375,8 +470,9 @@ def test_a_manifest_serves_as_the_draft_of_another_version(tmp_path: Path) -> No
     assert second.manifest.layers == first.manifest.layers
 
 
-def test_the_golden_store_stays_readable() -> None:
-    store = ArtifactStore.open(FOLDER)
+@pytest.mark.parametrize("folder", [UNBOUND, FOLDER], ids=lambda folder: folder.name)
+def test_the_golden_store_stays_readable(folder: Path) -> None:
+    store = ArtifactStore.open(folder)
     assert store.tasks() == [TASK]
     assert store.versions(TASK) == ["v1", "v2", "v3"]
     assert store.current(TASK) == "v2"
@@ -384,6 +480,7 @@ def test_the_golden_store_stays_readable() -> None:
     for version, dtype in DTYPES.items():
         artifact = store.get(TASK, version)
         assert artifact.manifest.n_parameters == 145
+        assert artifact.is_bound() == (folder == FOLDER)
         found = artifact.tensors()
         for name, tensor in golden_tensors(version).items():
             assert found[name].dtype == dtype

@@ -18,6 +18,7 @@ from factories import make_draft, make_tensors
 from glora_deploy import pack_file, unpack as unpack_module
 from glora_deploy.artifact import ADAPTER, MANIFEST, write_artifact
 from glora_deploy.errors import ArtifactError, GloraDeployError, NotInStoreError, StoreError
+from glora_deploy.export_record import ExportRecord
 from glora_deploy.fingerprint import fingerprint
 from glora_deploy.manifest import FileRecord
 from glora_deploy.pack import pack
@@ -51,7 +52,8 @@ def store(tmp_path: Path) -> ArtifactStore:
     put(store, "pets", 2, make_current=False)
     put(store, "cats", 3, backbone=1)
     with store.replace_export(store.get("pets"), "fp32") as folder:
-        (folder / "export.json").write_text('{"files": {}}')
+        manifest = store.get("pets").manifest
+        ExportRecord.of_folder(folder, manifest, "fp32", usable=False).write(folder)
     return store
 
 
@@ -383,7 +385,7 @@ def manifest_of(folder: Path, task: str, seed: int) -> bytes:
         (f"pets/v1/{ADAPTER}", "pets/v1/adapter.safetensors: has 3 bytes on disk, "),
         (f"pets/v1/{MANIFEST}", "pets/v1/manifest.json: names dogs/v1, the folder is pets/v1. "),
         (f"cats/v1/{MANIFEST}", "cats/v1/adapter.safetensors: sha256 is "),
-        (f".backbones/{DIGESTS[0]}/{BACKBONE_WEIGHTS}", "not a readable safetensors file"),
+        (f".backbones/{DIGESTS[0]}/{BACKBONE_WEIGHTS}", "must be weights, got a text"),
     ],
 )
 def test_a_pack_that_agrees_with_itself_must_still_be_sound(

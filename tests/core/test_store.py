@@ -16,8 +16,8 @@ from factories import make_artifact, make_draft, make_store, make_tensors
 from glora_deploy import atomic, store as store_module
 from glora_deploy.artifact import ADAPTER, MANIFEST
 from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
+from glora_deploy.export_record import ExportRecord
 from glora_deploy.fingerprint import fingerprint
-from glora_deploy.manifest import FileRecord
 from glora_deploy.store import ArtifactStore, Finding, TaskSize
 from glora_deploy.store_read import StoreReader
 
@@ -50,8 +50,8 @@ def write_export(store: ArtifactStore, precision: str = "fp32", **files: str) ->
     with store.replace_export(artifact, precision) as folder:
         for name, text in files.items():
             (folder / name).write_text(text)
-        stated = {name: FileRecord.of_file(folder / name).model_dump() for name in files}
-        (folder / "export.json").write_text(json.dumps({"files": stated, "tool": "test"}))
+        record = ExportRecord.of_folder(folder, artifact.manifest, "fp32", usable=False)
+        record.model_copy(update={"precision": precision}).write(folder)
     return store.export_dir(artifact, precision)
 
 
@@ -672,6 +672,11 @@ def test_the_cache_folder_is_made_on_demand(store: ArtifactStore) -> None:
 # Verify and sizes
 
 
+def rewrite(path: Path, **changes: Any) -> None:
+    """Replace fields of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def damage(store: ArtifactStore, what: str) -> None:
     v2, exports = store.root / "pets/v2", store.root / "pets/v3/exports"
     match what:
@@ -705,7 +710,7 @@ def damage(store: ArtifactStore, what: str) -> None:
             (exports / "fp32/a").rename(store.root.parent / "a")
             (exports / "fp32/a").symlink_to(store.root.parent / "a")
         case "export record":
-            (exports / "fp32/export.json").write_text('{"files": {"a": 1}}')
+            rewrite(exports / "fp32/export.json", files={"a": 1})
         case "export without record":
             (exports / "fp32/export.json").unlink()
         case "export is a file":

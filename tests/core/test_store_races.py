@@ -21,6 +21,7 @@ from factories import make_artifact, make_draft, make_store, make_tensors
 from glora_deploy import cli, store as store_module, store_audit, store_read
 from glora_deploy.artifact import MANIFEST
 from glora_deploy.errors import NotInStoreError, StoreError
+from glora_deploy.export_record import ExportRecord
 from glora_deploy.folder_lock import OpenFolder, folder_lock
 from glora_deploy.store import ArtifactStore
 
@@ -302,8 +303,8 @@ def test_verify_checks_the_export_that_took_the_place_of_another(
     def export(text: str) -> None:
         with other.replace_export(other.get("pets"), "fp32") as folder:
             (folder / text).write_text(text)
-            record = store_audit.FileRecord.of_file(folder / text).model_dump_json()
-            (folder / "export.json").write_text(f'{{"files": {{"{text}": {record}}}}}')
+            manifest = other.get("pets").manifest
+            ExportRecord.of_folder(folder, manifest, "fp32", usable=False).write(folder)
 
     export("old")
     meanwhile(store_audit, "_file_names", lambda: export("new"))

@@ -57,8 +57,7 @@ def make_export(
     onnx.save(make_linear_onnx(weight, None), folder / INT8_FILE)
     (folder / "model.plan").write_bytes(f"plan of seed {seed}".encode())
     make_plan_info(folder)
-    formats = ("merged", "onnx", "trt")
-    ExportRecord.of_folder(folder, manifest, "fp32", formats, usable=usable).write(folder)
+    ExportRecord.of_folder(folder, manifest, "fp32", usable=usable).write(folder)
     return TaskExport(manifest=manifest, folder=folder)
 
 
@@ -111,9 +110,7 @@ def make_plan_info(folder: Path, **changes: Any) -> None:
 def with_plan_info(export: TaskExport, **changes: Any) -> TaskExport:
     """The same export, its plan described otherwise."""
     make_plan_info(export.folder, **changes)
-    formats = ("merged", "onnx", "trt")
-    record = ExportRecord.of_folder(export.folder, export.manifest, "fp32", formats, usable=True)
-    record.write(export.folder)
+    ExportRecord.of_folder(export.folder, export.manifest, "fp32", usable=True).write(export.folder)
     return export
 
 
@@ -480,7 +477,7 @@ def test_an_export_of_another_delta_is_refused(tmp_path: Path) -> None:
     made = make_export(tmp_path)
     other = make_artifact(make_store(tmp_path / "other"), seed=5)
     stale = TaskExport(manifest=other.manifest, folder=made.folder)
-    with pytest.raises(ExportError, match=r"must be of adapter .*, got .* Export it again"):
+    with pytest.raises(ArtifactError, match=r"adapter_sha256 must be .*, got .* Export it again"):
         write_triton(tmp_path / "repository", [stale], TritonConfig())
 
 

@@ -1,8 +1,9 @@
-"""Writes the golden store of the present format version: python tests/golden/write.py [FOLDER].
+"""Writes the golden store of the present format: python tests/golden/write.py [FOLDER].
 
-Run it once per released format version, with the release's own code, and commit the result; a
-folder that is committed is never written again. ``tests/core/test_artifact.py`` keeps it readable,
-and, for the present version, keeps writing to these very bytes.
+Run it once per released format version, and again where what is written changes within one, with
+the release's own code, and commit the result; a folder that is committed is never written again.
+``tests/core/test_artifact.py`` keeps every one readable, and keeps writing to the very bytes of
+the last.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from glora_deploy.manifest import FORMAT_VERSION
 
 TASK = "pets"
 DTYPES: dict[str, Any] = {"v1": np.float32, "v2": np.float16, "v3": ml_dtypes.bfloat16}
-FOLDER = Path(__file__).parent / f"v{FORMAT_VERSION}"
+UNBOUND = Path(__file__).parent / f"v{FORMAT_VERSION}"
+"""Adapters without the digest of their manifests, as they were written at first."""
+FOLDER = Path(__file__).parent / f"v{FORMAT_VERSION}-bound"
 
 
 def golden_tensors(version: str) -> dict[str, NDArray[Any]]:
