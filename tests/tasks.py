@@ -38,22 +38,26 @@ def make_task(n_train: int = 36, n_val: int = 18, n_test: int = 21) -> TaskData:
 
 
 def use_small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every backbone that a training asks for be an untrained ViT of two narrow blocks.
+    """Let every backbone that a training asks for be an untrained ViT of narrow blocks.
 
-    Its input size, where one is asked for, is kept, and so is the seed of ``random:SEED``.
+    ``demo-vit`` gets two, any other name one. The input size that is asked for is kept, and so is
+    the seed of ``random:SEED``.
     """
-    name = "vit_tiny_patch16_224"
-    model_args = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    vit = "vit_tiny_patch16_224"
 
-    def small_outline(_: str, *, input_size: Any = None) -> Outline:
-        return outline(name, input_size=input_size or 32, model_args=model_args)
+    def model_args(name: str) -> dict[str, Any]:
+        depth = 2 if name == "demo-vit" else 1
+        return {"patch_size": 8, "embed_dim": 48, "depth": depth, "num_heads": 3}
 
-    def small_backbone(_: str, *, checkpoint: Any = None, input_size: Any = None) -> Backbone:
+    def small_outline(name: str, *, input_size: Any = None) -> Outline:
+        return outline(vit, input_size=input_size or 32, model_args=model_args(name))
+
+    def small_backbone(name: str, *, checkpoint: Any = None, input_size: Any = None) -> Backbone:
         return load_backbone(
-            name,
+            vit,
             checkpoint=checkpoint or "random:0",
             input_size=input_size or 32,
-            model_args=model_args,
+            model_args=model_args(name),
         )
 
     monkeypatch.setattr(pipeline, "outline", small_outline)

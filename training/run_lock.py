@@ -66,7 +66,7 @@ def require_not_held(folder: Path) -> None:
     """
     try:
         handle = os.open(folder / LOCK, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     try:
         # Shared, so that two who look do not see one another.
