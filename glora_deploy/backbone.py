@@ -317,22 +317,16 @@ def _require_runs(plan: Outline, name: str) -> None:
         model = plan.build_empty(2).to("meta")
         with torch.inference_mode():
             model(torch.zeros(1, 3, height, width, device="meta"))
-    except ValueError:  # of the constructor's arguments, and it says so
-        raise
     # Layers refuse sizes by many types: RuntimeError, AssertionError, ZeroDivisionError, ...
     except Exception as error:
         reason = _first_line(error)
         if isinstance(error, NotImplementedError) or "meta" in reason:
             return  # nothing is known: this network needs numbers to run
+        own_height, own_width = outline(name).preprocessing.size
         raise ValueError(
             f"backbone {name!r} must take the input size, it cannot take {height}x{width} "
-            f"({reason}). Its own is {_size_text(name)}."
+            f"({reason}). Its own is {own_height}x{own_width}."
         ) from error
-
-
-def _size_text(name: str) -> str:
-    height, width = outline(name).preprocessing.size
-    return f"{height}x{width}"
 
 
 def _packaged_state(name: str) -> dict[str, Tensor]:

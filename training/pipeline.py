@@ -151,7 +151,9 @@ def _require_new_version(config: RunConfig, root: Path) -> None:
     if config.version is None:
         return
     place = root / config.task / config.version
-    if place.exists() and config.version not in _stored(RunFolder(root, config.task)).values():
+    # An unfinished run may have stored it itself, and only what came after it failed.
+    own = {} if config.restart else _stored(RunFolder(root, config.task))
+    if place.exists() and config.version not in own.values():
         raise StoreError(
             f"{place}: the version must be new, it exists. Give another one, or remove it."
         )
