@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from glora_deploy.console import one_line_errors, stdout
+from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
+from glora_deploy.image_size import parse_size
 from glora_deploy.quiet import only_errors
 from glora_deploy.store import ArtifactStore
 from glora_deploy.store_read import require_slug
@@ -65,7 +66,11 @@ def import_adapter(
     ] = "vit_base_patch16_224",
     checkpoint: CheckpointOption = None,
     input_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the input in pixels, if not the model's own.")
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the input in pixels, or HEIGHTxWIDTH, if not the model's own.",
+        ),
     ] = None,
     store: StoreOption = Path("artifacts"),
     subnet: Annotated[
@@ -87,6 +92,8 @@ def import_adapter(
     weights that PEFT merges to; other methods are refused with the reason.
     """
     with one_line_errors(UNCHANGED):
+        with wrong_usage_of("--input-size"):
+            size = parse_size(input_size) if input_size else None
         if source.lower().endswith(".pt") and subnet is None:
             from .foreign import refuse_lycoris
 
@@ -113,7 +120,7 @@ def import_adapter(
                 )
             names = read_names(labels) if labels else None
             on_step("loading the backbone")
-            loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=input_size)
+            loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=size)
             if isinstance(found, Checkpoint):
                 imported = import_glora(found, loaded)
             else:

@@ -121,7 +121,7 @@ def open_task(
             loaded = load_backbone(
                 backbone or recorded.name,
                 checkpoint=checkpoint,
-                input_size=recorded.input_size[-1],
+                input_size=recorded.input_size[1:],
                 model_args=recorded.model_args,
             )
             provide_backbone(store, artifact.manifest, loaded)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import nn
 
 from glora_deploy.artifact import Artifact
@@ -23,7 +23,7 @@ from glora_deploy.errors import BackboneMismatchError
 from glora_deploy.layer import layer_shape
 from glora_deploy.manifest import LayerRecord, ManifestDraft
 from glora_deploy.paths import SUPPORTS, LayerPaths, LayerShape, Path as SupportPath, Support
-from glora_deploy.records import TrainingRecord
+from glora_deploy.records import Label, TrainingRecord, short
 from glora_deploy.store import ArtifactStore
 from glora_deploy.tensor_file import map_tensors
 
@@ -193,14 +193,18 @@ def store_import(
 
     Raises:
         StoreError: If the task is no slug, or no space is left.
-        ValueError: If there is not one label for each row of the classifier.
+        ValueError: If there is not one label for each row of the classifier, or one cannot be
+            stored; names it.
         NonFiniteError: If a tensor holds NaN or infinity.
     """
     n_classes = len(imported.tensors[f"{backbone.classifier[0]}.weight"])
+    if labels is None:
+        labels = [f"class {index}" for index in range(n_classes)]
+    _require_labels(labels, n_classes)
     draft = ManifestDraft(
         backbone=backbone.record(),
         preprocessing=backbone.preprocessing_record(),
-        labels=tuple(labels or (f"class {index}" for index in range(n_classes))),
+        labels=tuple(labels),
         layers=imported.layers,
         training=TrainingRecord(
             method="imported",
@@ -309,6 +313,21 @@ def _paths_of(supports: Mapping[str, Array]) -> LayerPaths:
         elif support in supports:
             paths[support] = SupportPath("scalar" if supports[support].size == 1 else "vector")
     return LayerPaths(**paths)
+
+
+def _require_labels(labels: Sequence[str], n_classes: int) -> None:
+    if len(labels) != n_classes:
+        raise ValueError(
+            f"labels must have one entry for each of the {n_classes} classes, got {len(labels)}"
+        )
+    for index, label in enumerate(labels):
+        try:
+            TypeAdapter(Label).validate_python(label)
+        except ValidationError as error:
+            raise ValueError(
+                f"labels: the name of class {index} must be 1 to 200 characters of UTF-8 on one "
+                f"line, got {short(label)}"
+            ) from error
 
 
 def _require_fit(target: Target, place: Place, part: Part, where: str) -> None:

@@ -5,6 +5,7 @@ The only module that imports timm.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import timm
 import torch
 from safetensors.torch import load
-from timm.data.config import resolve_model_data_config
+from timm.data.config import resolve_data_config, resolve_model_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -25,12 +26,16 @@ from torch.utils.hooks import RemovableHandle
 from .checkpoint_file import CheckpointFile, require_finite, unwrapped
 from .errors import ArtifactError, HubError
 from .fingerprint import fingerprint
+from .image_size import HeightWidth, require_size
 from .packaged import PACKAGED, packaged_config
 from .preprocess import Preprocessing
-from .records import BackboneRecord, PreprocessingRecord
+from .records import BackboneRecord, PreprocessingRecord, short
 
 _LOADING_ARGUMENTS = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "scriptable"}
 """Arguments of timm that name files or places; a manifest from elsewhere must not set them."""
+
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}")
+"""What a manifest's ``file:BASENAME`` can hold; the last are the bytes of a name not in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +112,74 @@ class Backbone:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What is known of a backbone before its weights are read or fetched."""
+
+    architecture: str
+    """timm registry name, with the pretrained tag if one was given."""
+    model_args: Mapping[str, Any]
+    """Constructor arguments other than num_classes."""
+    overlay: Mapping[str, Any]
+    """What differs from timm's ``pretrained_cfg``."""
+    classifier: tuple[str, ...]
+    """Dotted names of the modules that map features to classes."""
+    preprocessing: Preprocessing
+
+    def build_empty(self, n_classes: int) -> nn.Module:
+        """The vanilla network without numbers, as the function of this name gives it."""
+        return build_empty(self.architecture, self.model_args, n_classes)
+
+
+def outline(
+    name: str,
+    *,
+    input_size: int | HeightWidth | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> Outline:
+    """What a backbone of this name will be; nothing is fetched.
+
+    Args:
+        name: As for ``load_backbone``.
+        input_size: As for ``load_backbone``; a network without numbers is run once to see that it
+            takes this size.
+        model_args: As for ``load_backbone``.
+
+    Raises:
+        ValueError: If timm has no such model, its model has no classifier or does not see colour
+            images, or it cannot take this input size.
+    """
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    architecture, arguments, overlay = _resolve(name, size, model_args or {})
+    config = {**_pretrained_config(architecture), **overlay}
+    if not config["classifier"]:
+        raise ValueError(
+            f"backbone {name!r} must have a classifier, timm's is an encoder without one."
+            f"{_with_classifier(architecture)}"
+        )
+    try:
+        preprocessing = Preprocessing.from_timm(
+            resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]  # timm's own gap
+        )
+    except ValueError as error:
+        raise ValueError(f"backbone {name!r}: {error}") from error
+    found = Outline(
+        architecture=architecture,
+        model_args=arguments,
+        overlay=overlay,
+        classifier=_heads(config["classifier"]),
+        preprocessing=preprocessing,
+    )
+    if size is not None:
+        _require_runs(found, name)
+    return found
+
+
 def load_backbone(
     name: str = "demo-vit",
     *,
     checkpoint: Path | str | None = None,
-    input_size: int | None = None,
+    input_size: int | HeightWidth | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load a backbone by name.
@@ -122,18 +190,23 @@ def load_backbone(
             a part of them as ``FILE#teacher``, or ``random:SEED`` for untrained weights, which only
             timings and tests should want. Without it timm fetches its pretrained weights from the
             Hub.
-        input_size: Side of the square input in pixels; the model's own by default.
+        input_size: Height and width of the input in pixels, or the side of a square one; the
+            model's own by default.
         model_args: Further arguments of timm's constructor, such as another depth.
 
     Raises:
-        ValueError: If timm has no such model, or it cannot take this input size.
+        ValueError: If timm has no such model, its model has no classifier, it cannot take this
+            input size, or the checkpoint's name cannot be recorded.
         StoreError: If the checkpoint file is missing.
         ArtifactError: If it cannot be read, does not fit the model, or holds it several times.
         NonFiniteError: If a weight is NaN or infinite.
         HubError: If pretrained weights cannot be fetched.
     """
-    architecture, arguments, overlay = _resolve(name, input_size, model_args or {})
     where = None
+    if checkpoint is not None:
+        require_recordable(checkpoint)
+    plan = outline(name, input_size=input_size, model_args=model_args)
+    architecture, arguments, overlay = plan.architecture, dict(plan.model_args), plan.overlay
     if checkpoint is not None and str(checkpoint).startswith("random:"):
         source = str(checkpoint)
         with torch.random.fork_rng(devices=[]):
@@ -174,13 +247,36 @@ def load_backbone(
     )
 
 
+def require_recordable(checkpoint: Path | str) -> None:
+    """Check that a manifest can say where these weights came from.
+
+    Raises:
+        ValueError: If the seed of ``random:SEED`` is none, or a file's name is not plain text.
+    """
+    text = str(checkpoint)
+    if text.startswith("random:"):
+        seed = text.removeprefix("random:")
+        if not re.fullmatch(r"[0-9]{1,20}", seed) or int(seed) >= 2**64:
+            raise ValueError(
+                f"checkpoint random:SEED must have a whole number from 0 to {2**64 - 1}, "
+                f"got {short(text)}"
+            )
+        return
+    name = Path(text).name
+    if not _FILE_NAME.fullmatch(name):
+        raise ValueError(
+            "the name of a checkpoint file must be UTF-8 text without backslashes and control "
+            f"characters, got {short(name)}. Rename it."
+        )
+
+
 def _resolve(
-    name: str, input_size: int | None, model_args: Mapping[str, Any]
+    name: str, size: HeightWidth | None, model_args: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Timm's name for a backbone, constructor arguments, and what to change in its pretrained_cfg.
 
     Raises:
-        ValueError: If timm has no such model; names close ones.
+        ValueError: If timm has no such model, with close names, or no size is like this.
     """
     arguments, overlay = dict(model_args), {}
     architecture = name
@@ -192,11 +288,54 @@ def _resolve(
         close = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
         hint = f"Close: {', '.join(close)}." if close else "timm.list_models() lists them."
         raise ValueError(f"backbone {name!r} must be demo-vit or a timm model. {hint}")
-    if input_size is not None:
-        overlay = {**overlay, "input_size": (3, input_size, input_size)}
+    if size is not None:
+        require_size(size)
+        overlay = {**overlay, "input_size": (3, *size)}
         if has_fixed_input_size(architecture):
-            arguments["img_size"] = input_size
+            height, width = size
+            arguments["img_size"] = height if height == width else [height, width]
     return architecture, arguments, overlay
+
+
+def _pretrained_config(architecture: str) -> dict[str, Any]:
+    try:
+        return dict(cast(Any, timm.get_pretrained_cfg(architecture)).to_dict())
+    except RuntimeError as error:
+        model, _, tag = architecture.partition(".")
+        known = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+        raise ValueError(
+            f"backbone {architecture!r}: timm has no weights {tag!r} of {model}. "
+            f"It has: {', '.join(known) or 'none'}."
+        ) from error
+
+
+def _with_classifier(encoder: str) -> str:
+    """A hint at the model that wraps an encoder of timm's and adds a classifier."""
+    name, dot, tag = encoder.partition(".")
+    wrapper = name.removesuffix("_enc")
+    if wrapper == name or not timm.is_model(wrapper):
+        return ""
+    tagged = f"{wrapper}{dot}{tag}"
+    return f" Use {tagged if tag and timm.is_model_pretrained(tagged) else wrapper}."
+
+
+def _require_runs(plan: Outline, name: str) -> None:
+    """Refuse an input size that the network cannot take, by running it without numbers."""
+    height, width = plan.preprocessing.size
+    try:
+        model = plan.build_empty(2).to("meta")
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, height, width, device="meta"))
+    # Layers refuse sizes by many types: RuntimeError, AssertionError, ZeroDivisionError, ...
+    except Exception as error:
+        reason = _first_line(error)
+        if isinstance(error, NotImplementedError) or "meta" in reason:
+            return  # nothing is known: this network needs numbers to run
+        own_height, own_width = outline(name).preprocessing.size
+        raise ValueError(
+            f"backbone {name!r} must take the input size, it cannot take {height}x{width} "
+            f"({reason}). Its own is {own_height}x{own_width}."
+        ) from error
 
 
 def _packaged_state(name: str) -> dict[str, Tensor]:
@@ -207,7 +346,7 @@ def _packaged_state(name: str) -> dict[str, Tensor]:
 
 def has_fixed_input_size(name: str) -> bool:
     """Whether timm builds this architecture for one input size, that of its configuration."""
-    return bool(cast(Any, timm.get_pretrained_cfg(name)).fixed_input_size)
+    return bool(_pretrained_config(name)["fixed_input_size"])
 
 
 def build_empty(name: str, model_args: Mapping[str, Any], n_classes: int) -> nn.Module:
@@ -360,7 +499,7 @@ def _create(
         )
     except (TypeError, AssertionError) as error:
         raise ValueError(
-            f"backbone {name}: timm cannot build it with {dict(model_args)}: {error}"
+            f"backbone {name}: timm cannot build it with {dict(model_args)}: {_first_line(error)}"
         ) from error
     return model
 
@@ -428,7 +567,10 @@ def _load_checked(model: nn.Module, state: dict[str, Any], where: str) -> None:
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
-    heads = cast(Any, model).pretrained_cfg["classifier"]
+    return _heads(cast(Any, model).pretrained_cfg["classifier"])
+
+
+def _heads(heads: str | tuple[str, ...]) -> tuple[str, ...]:
     return (heads,) if isinstance(heads, str) else tuple(heads)
 
 

@@ -23,6 +23,10 @@ CropMode = Literal["center", "squash", "border"]
 Triple: TypeAlias = tuple[float, float, float]
 
 
+MAX_CROP_PCT = 2
+"""The largest of timm's is 1.15."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """How an image becomes a backbone's input: the fields of timm's data config."""
@@ -36,7 +40,8 @@ class Preprocessing:
     interpolation: Interpolation
     """Pillow's resampling filter."""
     crop_pct: float
-    """Side of the crop as a share of the resized image, above 0 and at most 1."""
+    """Side of the crop as a share of the resized image, above 0 and at most ``MAX_CROP_PCT``;
+    above 1 the whole image is kept and a border added, as some of timm's VOLO models do."""
     crop_mode: CropMode
     """``center`` keeps the aspect ratio and cuts the longer side, ``squash`` does not keep it,
     ``border`` keeps it and pads the shorter side with the mean colour."""
@@ -53,8 +58,14 @@ class Preprocessing:
                 f"interpolation must be one of {get_args(Interpolation)}, "
                 f"got {self.interpolation!r}"
             )
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        if not 0 < self.crop_pct <= MAX_CROP_PCT:
+            raise ValueError(
+                f"crop_pct must be above 0 and at most {MAX_CROP_PCT}, got {self.crop_pct}"
+            )
+        if min(self.size) < self.crop_pct:
+            raise ValueError(
+                f"size must leave a pixel when divided by crop_pct={self.crop_pct}, got {self.size}"
+            )
         if self.crop_mode not in get_args(CropMode):
             raise ValueError(
                 f"crop_mode must be one of {get_args(CropMode)}, got {self.crop_mode!r}"
@@ -96,7 +107,8 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
     scaled = (math.floor(p.size[0] / p.crop_pct), math.floor(p.size[1] / p.crop_pct))
     height, width = _resized_size((image.height, image.width), scaled, p.crop_mode)
     image = image.resize((width, height), Image.Resampling[p.interpolation.upper()])
-    red, green, blue = (round(255 * value) for value in p.mean)
+    # Only "border" pads with the mean; a crop larger than the image gets a black border.
+    red, green, blue = (round(255 * value) if p.crop_mode == "border" else 0 for value in p.mean)
     return np.array(_center_crop(image, p.size, fill=(red, green, blue)))
 
 
@@ -120,7 +132,10 @@ def _resized_size(
 def _center_crop(
     image: Image.Image, size: tuple[int, int], fill: tuple[int, int, int]
 ) -> Image.Image:
-    """Cut out the middle; a side that is too short, as ``border`` makes one, is filled up."""
+    """Cut out the middle; a side that is too short is filled up.
+
+    ``border`` makes such sides, and so does a ``crop_pct`` above 1.
+    """
     height, width = size
     missing_h, missing_w = max(height - image.height, 0), max(width - image.width, 0)
     if missing_h or missing_w:

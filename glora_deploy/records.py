@@ -144,8 +144,8 @@ class PreprocessingRecord(Record):
     size: tuple[Pixels, Pixels]
     """Height and width in pixels."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
-    crop_pct: Annotated[float, Field(gt=0, le=1)]
-    """Side of the crop as a share of the resized image."""
+    crop_pct: Annotated[float, Field(gt=0, le=2)]
+    """Side of the crop as a share of the resized image; above 1 a border is added."""
     crop_mode: Literal["center", "squash", "border"]
 
 

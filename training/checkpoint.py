@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,18 @@ class Checkpoint:
     path: Path
     scratch: Path
     """Folder for what is being written, on the same file system."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done; 0 without a file.
+
+        Raises:
+            ArtifactError: If the file is damaged.
+        """
+        if not self.path.exists():
+            return 0
+        with self._open() as file:
+            return int(json.loads(file.metadata()["state"])["epoch"])
 
     def restore(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
@@ -79,11 +92,16 @@ class Checkpoint:
         replace_file(self.path, save(tensors, {"state": json.dumps(state)}), self.scratch)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        with self._open() as file:
+            state = json.loads(file.metadata()["state"])
+            return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
         try:
             with safe_open(self.path, framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
-                return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                yield file
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"{self.path}: the checkpoint cannot be read ({error}). Start without --resume."
+                f"{self.path}: the checkpoint cannot be read ({error}). Start anew with --restart."
             ) from error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 from rich.progress import Progress, TaskID
 
 from glora_deploy.console import (
     make_table,
+    one_line,
     one_line_errors,
     progress_bars,
     stderr,
@@ -19,9 +22,19 @@ from glora_deploy.console import (
     wrong_usage_of,
 )
 from glora_deploy.data_spec import with_splits
+from glora_deploy.demo_data import BUILT_IN_TASKS
+from glora_deploy.image_size import parse_size
 from glora_deploy.paths import LayerKind
 
-from .config import DEMO_LR, Method, RunConfig, Schedule, SearchConfig, TrainConfig
+from .config import (
+    DEMO_LR,
+    Method,
+    RunConfig,
+    Schedule,
+    SearchConfig,
+    SettingError,
+    TrainConfig,
+)
 from .device import DeviceName
 from .pipeline import Outcome, run
 
@@ -34,13 +47,19 @@ glora-train --task digits --compare-lora --max-parameters 50k
 
 glora-train --task pets --data folder:photos/pets --backbone vit_small_patch16_224
 
-glora-train --task birds --data folder:birds --split train=train,val=0.2,test=val \
---backbone vit_small_patch16_224
+glora-train --task birds --data folder:birds --split train=train,val=0.2,test=val \\
+    --backbone vit_small_patch16_224
 
-glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M
+glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M \\
+    --backbone vit_base_patch16_224.orig_in21k
 
-glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M --resume
+The same command again goes on with a run that was interrupted.
 """
+
+OPTIONS = {"kinds": "--layers", "weights": "--checkpoint"}
+"""Options of settings that are called otherwise."""
+
+T = TypeVar("T")
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -79,8 +98,12 @@ def train(
         typer.Option("--allow-empty-classes", help="Train although a class has no training image."),
     ] = False,
     backbone: Annotated[
-        str, typer.Option(help="demo-vit, which ships with the package, or any timm model.")
-    ] = "demo-vit",
+        str | None,
+        typer.Option(
+            help="Any timm model, or demo-vit, a toy that ships with the package and is the "
+            "default of the built-in tasks."
+        ),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +112,11 @@ def train(
         ),
     ] = None,
     input_size: Annotated[
-        int | None, typer.Option(help="Side of the input in pixels; the backbone's by default.")
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the input in pixels, or HEIGHTxWIDTH; the backbone's by default.",
+        ),
     ] = None,
     store: Annotated[Path, typer.Option(help="Folder of the artifact store.")] = Path("artifacts"),
     version: Annotated[
@@ -113,13 +140,18 @@ def train(
     ] = None,
     drop_path: Annotated[float | None, typer.Option(help="Drop path of the deepest block.")] = None,
     ranks: Annotated[
-        str | None, typer.Option(help="Ranks on offer to lora paths, such as 8,4.")
+        str | None,
+        typer.Option(help="Ranks on offer to lora paths, such as 8,4; one with --method lora."),
     ] = None,
     layers: Annotated[
         str, typer.Option(help="Kinds of layer to adapt, of linear,conv,affine.")
     ] = "linear",
     include: Annotated[
-        list[str] | None, typer.Option(help="Pattern of layer names to adapt; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Pattern of layer names to adapt; may be repeated. By default all, or with "
+            "--method lora those called qkv."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layers to leave alone; may be repeated.")
@@ -148,7 +180,16 @@ def train(
         DeviceName, typer.Option(help="Where to compute; auto takes CUDA where there is one.")
     ] = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of this task.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Fail unless there is an interrupted run of this task to go on with. Where it "
+            "was asked for the same, it is gone on with in any case.",
+        ),
+    ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Discard an interrupted run of this task, and start anew."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
@@ -157,29 +198,32 @@ def train(
     A GLoRA supernet is trained on the training split, searched for its best subnet on the
     validation split, and the subnet is tested once on the test split.
     """
-    with one_line_errors("interrupted; the same command with --resume goes on where it stopped"):
-        search = {
+    with (
+        one_line_errors("interrupted; the same command goes on where it stopped"),
+        _wrong_settings(),
+    ):
+        _require_data(task, data, backbone)
+        kinds = cast(tuple[LayerKind, ...], tuple(layers.split(",")))
+        searching = {
             "population": population,
             "generations": generations,
+            "max_parameters": _parsed("--max-parameters", parse_count, max_parameters),
         }
-        if max_parameters is not None:
-            with wrong_usage_of("--max-parameters"):
-                search["max_parameters"] = parse_count(max_parameters)
+        _require_effect(method, kinds, ranks, {**searching, "retrain": retrain or None})
         changes = {
             "epochs": epochs,
             "batch_size": batch_size,
-            "lr": DEMO_LR if lr is None and (backbone, schedule) == ("demo-vit", "short") else lr,
+            "lr": lr,
             "drop_path": drop_path,
+            "ranks": _parsed("--ranks", _numbers, ranks),
             "include": tuple(include) if include else None,
             "exclude": tuple(exclude) if exclude else None,
         }
-        training = TrainConfig.preset(schedule, **_given(changes))
-        if ranks is not None:
-            with wrong_usage_of("--ranks"):
-                training = replace(training, ranks=_numbers(ranks))
-        with wrong_usage_of("--layers"):
-            kinds = cast(tuple[LayerKind, ...], tuple(layers.split(",")))
-            training = replace(training, kinds=kinds)
+        if (lr, backbone or "demo-vit", schedule) == (None, "demo-vit", "short"):
+            changes["lr"] = DEMO_LR
+        training = TrainConfig.preset(schedule, kinds=kinds, **_given(changes))
+        if method == "lora" and ranks is None:
+            training = replace(training, ranks=(max(training.ranks),))
         spec = data or task
         if split is not None:
             with wrong_usage_of("--split"):
@@ -187,18 +231,21 @@ def train(
         config = RunConfig(
             task=task,
             data=spec,
-            backbone=backbone,
+            backbone=backbone or "demo-vit",
             weights=checkpoint,
-            input_size=input_size,
+            input_size=_parsed("--input-size", parse_size, input_size),
             method=method,
             train=training,
-            search=SearchConfig.preset(schedule, **_given(search)),
+            search=SearchConfig.preset(schedule, **_given(searching))
+            if method == "glora"
+            else None,
             seed=seed,
             device=device,
             version=version,
             compare_lora=compare_lora,
             retrain=retrain,
             resume=resume,
+            restart=restart,
             skip_unreadable=skip_unreadable,
             allow_duplicates=allow_duplicates,
             allow_empty_classes=allow_empty_classes,
@@ -206,6 +253,57 @@ def train(
         with progress_bars(quiet=quiet) as bars:
             outcomes = run(config, store, _Bars(bars), _tell)
     _print(outcomes, store)
+
+
+@contextmanager
+def _wrong_settings() -> Iterator[None]:
+    """Turn a setting that cannot be meant into wrong usage of its option, exit status 2."""
+    try:
+        yield
+    except SettingError as error:
+        options = [OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in error.settings]
+        raise typer.BadParameter(one_line(error), param_hint=" / ".join(options)) from error
+
+
+def _require_data(task: str, data: str | None, backbone: str | None) -> None:
+    """Refuse a task without images, and images of one's own on a backbone that nobody chose."""
+    if data is None and task in BUILT_IN_TASKS:
+        return
+    if ":" not in (data or task) and data not in BUILT_IN_TASKS:
+        raise typer.BadParameter(
+            f"a task must be one of {', '.join(BUILT_IN_TASKS)}, or its images be given as "
+            f"folder:PATH, lists:PATH or vtab:PATH, got {data or task!r}",
+            param_hint="--data",
+        )
+    if backbone is None and data not in BUILT_IN_TASKS:
+        raise typer.BadParameter(
+            "your own images need one. To start with: vit_small_patch14_dinov2.lvd142m or "
+            "vit_base_patch16_224.orig_in21k; for a trial that downloads nothing: demo-vit, a toy "
+            "of 32x32 pixels",
+            param_hint="--backbone",
+        )
+
+
+def _require_effect(
+    method: Method, kinds: tuple[LayerKind, ...], ranks: str | None, searching: dict[str, Any]
+) -> None:
+    """Refuse options that would be ignored."""
+    if method == "lora" and (given := _given(searching)):
+        options = " / ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise typer.BadParameter(
+            "has no effect with --method lora, which searches nothing", param_hint=options
+        )
+    if ranks is not None and set(kinds) == {"affine"}:
+        raise typer.BadParameter(
+            "has no effect with --layers affine, which have no lora paths", param_hint="--ranks"
+        )
+
+
+def _parsed(option: str, parse: Callable[[str], T], text: str | None) -> T | None:
+    if text is None:
+        return None
+    with wrong_usage_of(option):
+        return parse(text)
 
 
 def parse_count(text: str) -> int:

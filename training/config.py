@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from glora_deploy.image_size import HeightWidth
 from glora_deploy.paths import LayerKind
+from glora_deploy.records import slug_problem
 
 Schedule = Literal["short", "paper"]
 Method = Literal["glora", "lora"]
@@ -16,9 +20,41 @@ DEMO_LR = 1e-2
 and 2e-2; a wide backbone with real pretraining takes a tenth."""
 
 
+MAX_RANK = 99_999
+"""The largest that a manifest can state."""
+
+
+class SettingError(ValueError):
+    """A setting that cannot be meant, or that would do nothing.
+
+    Args:
+        message: What is wrong, whole.
+        settings: Fields of the configuration that are to blame.
+    """
+
+    def __init__(self, message: str, *settings: str) -> None:
+        super().__init__(message)
+        self.settings = settings
+
+
+@contextmanager
+def blamed_on(*settings: str) -> Iterator[None]:
+    """Turn a ``ValueError`` of the library into one that names the settings to blame.
+
+    Raises:
+        SettingError: For a ValueError.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except ValueError as error:
+        raise SettingError(str(error), *settings) from error
+
+
 def _require(field: str, rule: str, value: object, *, holds: bool) -> None:
     if not holds:
-        raise ValueError(f"{field} must {rule}, got {value}")
+        raise SettingError(f"{field} must {rule}, got {value}", field)
 
 
 def _require_schedule(schedule: str) -> None:
@@ -55,8 +91,9 @@ class TrainConfig:
     """Ranks on offer to lora paths."""
     kinds: tuple[LayerKind, ...] = ("linear",)
     """Kinds of layer to adapt."""
-    include: tuple[str, ...] = ("*",)
-    """Shell patterns on dotted layer names; a layer must match one."""
+    include: tuple[str, ...] | None = None
+    """Shell patterns on dotted layer names, of which a layer must match one; None for the method's
+    own choice: every layer for glora, those called qkv for lora."""
     exclude: tuple[str, ...] = ()
     """Patterns of layers to leave alone, beside the classifier."""
     checkpoint_every: int = 5
@@ -91,11 +128,18 @@ class TrainConfig:
             and min(self.ranks) >= 1
             and len(set(self.ranks)) == len(self.ranks),
         )
+        _require("ranks", f"be at most {MAX_RANK}", self.ranks, holds=max(self.ranks) <= MAX_RANK)
         _require(
             "kinds",
             f"be one or more of {get_args(LayerKind)}",
             self.kinds,
             holds=bool(self.kinds) and set(self.kinds) <= set(get_args(LayerKind)),
+        )
+        _require(
+            "kinds",
+            "name each kind once",
+            self.kinds,
+            holds=len(set(self.kinds)) == len(self.kinds),
         )
         _require(
             "checkpoint_every",
@@ -113,10 +157,11 @@ class TrainConfig:
     def preset(cls, schedule: Schedule, **changes: Any) -> TrainConfig:
         """The documented values of a schedule, with some of them changed.
 
-        With no more epochs than the schedule warms up for, all but the last warm up.
+        With no more epochs than the schedule warms up for, all but the last warm up. A peak below
+        the schedule's first or final learning rate takes its place.
 
         Raises:
-            ValueError: If there is no such schedule, or a value is out of bounds.
+            SettingError: If there is no such schedule, or a value is out of bounds.
 
         >>> TrainConfig.preset("paper", lr=1e-4).epochs
         500
@@ -125,7 +170,23 @@ class TrainConfig:
         values = _TRAIN_PRESETS[schedule] | changes
         if "warmup_epochs" not in changes:
             values["warmup_epochs"] = max(0, min(values["warmup_epochs"], values["epochs"] - 1))
+        for name in ("warmup_lr", "final_lr"):
+            if name not in changes:
+                values[name] = min(values[name], values["lr"])
         return cls(schedule=schedule, **values)
+
+    def for_lora(self) -> TrainConfig:
+        """The same for plain LoRA: the largest rank alone, and no layer that has no low rank.
+
+        Raises:
+            SettingError: If only affine layers are to be adapted.
+        """
+        kinds = tuple(kind for kind in self.kinds if kind != "affine")
+        if not kinds:
+            raise SettingError(
+                f"LoRA needs a linear or conv layer, got kinds {self.kinds}", "kinds"
+            )
+        return replace(self, ranks=(max(self.ranks),), kinds=kinds)
 
 
 _TRAIN_PRESETS: dict[Schedule, dict[str, Any]] = {
@@ -234,12 +295,13 @@ class RunConfig:
     """``demo-vit`` or a timm model name."""
     weights: str | None = None
     """Local weights file or ``random:SEED``; None for the backbone's own."""
-    input_size: int | None = None
-    """Side of the square input in pixels; None for the backbone's own."""
+    input_size: HeightWidth | None = None
+    """Height and width of the input in pixels; None for the backbone's own."""
     method: Method = "glora"
     """``glora`` searches a supernet, ``lora`` trains one fixed subnet."""
     train: TrainConfig
-    search: SearchConfig
+    search: SearchConfig | None
+    """How the subnet is searched; None for lora, which searches nothing."""
     seed: int = 0
     """Every draw of the run follows from it, those of the data included."""
     device: str = "auto"
@@ -251,7 +313,10 @@ class RunConfig:
     retrain: bool = False
     """Train the supernet again on train and val once the subnet is chosen."""
     resume: bool = False
-    """Go on with an interrupted run of the same task."""
+    """Only go on with an unfinished run of the same task; without one there is nothing to do."""
+    restart: bool = False
+    """Discard an unfinished run of the same task. Otherwise it is gone on with, if it was asked
+    for the same, and is in the way, if not."""
     skip_unreadable: bool = False
     """Leave images out that cannot be read, instead of refusing the data."""
     allow_duplicates: bool = False
@@ -260,6 +325,10 @@ class RunConfig:
     """Train although a class has no training image."""
 
     def __post_init__(self) -> None:
+        if problem := slug_problem("task", self.task):
+            raise SettingError(f"task {problem}", "task")
+        if self.version is not None and (problem := slug_problem("version", self.version)):
+            raise SettingError(f"version {problem}", "version")
         _require(
             "method",
             f"be one of {get_args(Method)}",
@@ -279,3 +348,22 @@ class RunConfig:
             self.method,
             holds=not self.retrain or self.method == "glora",
         )
+        if self.method == "lora":
+            ranks = self.train.ranks
+            _require("ranks", "be one for method lora", ranks, holds=len(ranks) == 1)
+            _require(
+                "kinds",
+                "be linear or conv for method lora, affine layers have no low rank",
+                self.train.kinds,
+                holds="affine" not in self.train.kinds,
+            )
+        _require(
+            "search",
+            "be given for method glora, and for it alone",
+            self.search,
+            holds=(self.search is not None) == (self.method == "glora"),
+        )
+        if self.resume and self.restart:
+            raise SettingError(
+                "an unfinished run is either gone on with or discarded", "resume", "restart"
+            )

@@ -13,10 +13,9 @@ from torch import nn
 
 from glora_deploy.backbone import Backbone
 from glora_deploy.data import TaskData
-from glora_deploy.inject import find_layers
 from glora_deploy.paths import LayerPaths, Path, Subnet
 
-from .config import Method, RunConfig, TrainConfig
+from .config import Method, RunConfig, SearchConfig, TrainConfig
 from .evaluate import MergedNetwork
 from .pixels import Pixels
 from .run_folder import RunFolder, ScoreMemory
@@ -45,6 +44,12 @@ class Job:
     folder: RunFolder
     report: Report
 
+    @property
+    def search(self) -> SearchConfig:
+        """How to search; only ``glora`` does."""
+        assert self.config.search is not None
+        return self.config.search
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -66,18 +71,26 @@ class Trained:
     """What the search found; None where there was none."""
 
 
-def require_trainable(config: RunConfig, backbone: Backbone, n_classes: int) -> None:
-    """Check that the backbone has layers to adapt and takes the settings, by building it once.
+def untrained(config: RunConfig, backbone: Backbone, n_classes: int) -> list[Trained]:
+    """What a run will end with, as it is before the first epoch: on the CPU, nothing measured.
+
+    Of a search that is still to come, the subnet that stores most.
 
     Raises:
-        ValueError: If it has not, or does not.
+        SettingError: If the backbone has no layers to adapt, or does not take the settings.
     """
-    if config.method == "lora" or config.compare_lora:
-        _build_lora(config, config.train, backbone, n_classes, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    begun: list[tuple[Method, TrainConfig, Supernet, Subnet]] = []
     if config.method == "glora":
-        build_supernet(
-            backbone, n_classes, config.train, seed=config.seed, device=torch.device("cpu")
-        )
+        supernet = build_supernet(backbone, n_classes, config.train, seed=config.seed, device=cpu)
+        begun.append(("glora", config.train, supernet, supernet.space.largest()))
+    if config.method == "lora" or config.compare_lora:
+        train = config.train.for_lora()
+        begun.append(("lora", train, *_build_lora(config, train, backbone, n_classes, cpu)))
+    return [
+        Trained(method, train, supernet, subnet, supernet.model, 0.0, 0.0, 0.0, None)
+        for method, train, supernet, subnet in begun
+    ]
 
 
 def train_glora(job: Job) -> Trained:
@@ -92,11 +105,12 @@ def train_glora(job: Job) -> Trained:
         ValueError: If no subnet keeps the parameter limits.
     """
     config, n_first = job.config, job.config.train.supernet_epochs
+    search = job.search
     supernet, trainer = _prepare(job, "training", job.train)
     trainer.train(_draw(config.train, supernet), until=n_first)
     merged = _merged(job, supernet)
     memory = ScoreMemory(
-        lambda subnet: merged.accuracy(subnet, job.val), job.folder, config.search.population
+        lambda subnet: merged.accuracy(subnet, job.val), job.folder, search.population
     )
     result = _search(job, supernet, memory)
     search_s = memory.seconds
@@ -139,8 +153,8 @@ def _draw(train: TrainConfig, supernet: Supernet) -> Draw:
 
 
 def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) -> SearchResult:
-    config = job.config
-    n_planned = config.search.population * (config.search.generations + 1)
+    config, search = job.config, job.search
+    n_planned = search.population * (search.generations + 1)
 
     def report(n_evaluated: int, best: Scored) -> None:
         note = f"accuracy {best.fitness:.1%}, {best.n_parameters:,} parameters"
@@ -149,7 +163,7 @@ def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) ->
     result = evolve(
         supernet.space,
         fitness,
-        config.search,
+        search,
         random.Random(f"{config.seed}/search"),
         first=[] if config.train.schedule == "paper" else [supernet.space.largest()],
         report=report,
@@ -160,7 +174,7 @@ def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) ->
 
 
 def train_lora(job: Job, seconds: float | None = None) -> Trained:
-    """Train plain LoRA: B of the largest rank on the query-key-value layers, nothing else.
+    """Train plain LoRA: B of the largest rank on the layers that ``choose_layers`` says.
 
     Args:
         job: Data, backbone and settings.
@@ -171,7 +185,7 @@ def train_lora(job: Job, seconds: float | None = None) -> Trained:
         NonFiniteError: If training diverges.
         ValueError: If no layer can be adapted.
     """
-    train = job.config.train
+    train = job.config.train.for_lora()
     if seconds is not None:
         limit = seconds
         epochs = job.folder.remember("lora-epochs", lambda: _epochs_within(limit, job))
@@ -200,15 +214,16 @@ def _build_lora(
     device: torch.device,
 ) -> tuple[Supernet, Subnet]:
     """A supernet of the layers that LoRA adapts, and LoRA as its one subnet."""
-    found = find_layers(
-        backbone.build(n_classes),
-        include=train.include,
-        exclude=(*train.exclude, *backbone.classifier),
+    supernet = build_supernet(
+        backbone,
+        n_classes,
+        train,
+        seed=config.seed,
+        device=device,
+        method="lora",
+        strict=config.method == "lora",
     )
-    chosen = [name for name in found if name.endswith("qkv")] or list(found)
-    rank = max(train.ranks)
-    narrowed = replace(train, kinds=("linear",), include=tuple(chosen), ranks=(rank,))
-    supernet = build_supernet(backbone, n_classes, narrowed, seed=config.seed, device=device)
+    (rank,) = train.ranks
     path = Path("lora", rank)
     return supernet, Subnet({layer: LayerPaths(B=path) for layer in supernet.space.shapes})
 
@@ -218,7 +233,7 @@ def _epochs_within(seconds: float, job: Job) -> int:
 
     The fastest, as whatever else the machine does meanwhile must not cost LoRA epochs.
     """
-    train = replace(job.config.train, epochs=N_TIMED_EPOCHS + 1, warmup_epochs=0)
+    train = replace(job.config.train.for_lora(), epochs=N_TIMED_EPOCHS + 1, warmup_epochs=0)
     supernet, subnet = _build_lora(job.config, train, job.backbone, job.data.n_classes, job.device)
     ends: list[float] = []
     trainer = Trainer(

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import Backbone, load_backbone
+from glora_deploy.backbone import Backbone, load_backbone, outline, require_recordable
+from glora_deploy.console import one_line
 from glora_deploy.data import ImageSet, TaskData, load_task
-from glora_deploy.data_check import SKIPPED_IMAGES, CheckedData, check_data
-from glora_deploy.errors import StoreError
-from glora_deploy.inject import extract_supports
-from glora_deploy.manifest import (
-    LayerRecord,
-    ManifestDraft,
-    TrainingRecord,
-)
+from glora_deploy.data_check import CheckedData, check_data
+from glora_deploy.demo_data import BUILT_IN_TASKS
+from glora_deploy.errors import NonFiniteError, StoreError
+from glora_deploy.image_size import HeightWidth
+from glora_deploy.manifest import ManifestDraft
+from glora_deploy.packaged import PACKAGED
 from glora_deploy.store import ArtifactStore
-from glora_deploy.store_read import require_slug
 
-from .config import RunConfig
+from .config import RunConfig, SettingError, TrainConfig, blamed_on
 from .device import choose_device
 from .evaluate import accuracies
-from .methods import Job, Report, Trained, require_trainable, train_glora, train_lora
+from .methods import Job, Report, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
-from .run_folder import RunFolder
+from .record import draft_of, require_storable, tensors_of
+from .run_folder import RunFolder, open_run, require_startable
+from .supernet import require_layers
+
+COSTLY_RATIO = 4
+"""An input with this many times the pixels of the backbone's own is worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,55 +57,75 @@ def run(
     config: RunConfig,
     root: Path,
     report: Report,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> list[Outcome]:
     """Load, train, search, test once, store.
 
     Weights are trained on the training split and chosen on the validation split; the test split
     is read once, after everything is decided. Whatever is wrong with the request is found before
-    the store is touched.
+    the store is touched, most of it before weights are fetched. An interrupted run that was asked
+    for the same is gone on with; one whose epochs would be lost is in the way until it is discarded
+    with ``restart``. What is trained is kept until it is stored.
 
     Args:
         config: What to do.
         root: Folder of the store; made if missing.
         report: Told of the progress.
-        tell: Given lines for a person: how the data was read, and what is odd about it.
+        tell: Told what the user should know, a line each: of the request, how the data was read,
+            and what is odd about it.
 
     Returns:
         The stored deltas: the one asked for, which is now current, then LoRA's if compared.
 
     Raises:
-        GloraDeployError: If backbone, data, store or weights are not as they must be.
-        ValueError: If settings do not go together, or training cannot start with them.
+        SettingError: If a setting cannot be meant; names it.
+        GloraDeployError: If backbone, data, store or weights are not as they must be, or another
+            process trains this task.
+        ValueError: If what would come out cannot be stored.
     """
-    _require_names(config, root)
+    _require_new_version(config, root)
     device = choose_device(config.device)
+    asked = _request(config)
+    require_startable(root, config.task, asked, resume=config.resume, restart=config.restart)
+    _require_backbone(config, tell)
+    data = load_task(config.data, seed=config.seed)
+    _require_batch(config, len(data.train))
     backbone = load_backbone(
         config.backbone, checkpoint=config.weights, input_size=config.input_size
     )
-    data = load_task(config.data, seed=config.seed)
-    require_trainable(config, backbone, data.n_classes)
+    for each in untrained(config, backbone, data.n_classes):
+        require_storable(each, config, backbone, data, device)
     checked = _check(config, data, report, tell)
     data = checked.data
     store = ArtifactStore.create(root)
-    identity = _identity(config, backbone, data.splits_sha256, device)
-    folder = RunFolder(store.root, config.task, identity, resume=config.resume)
-    train, val = (
-        _read(images, name, backbone, device, report)
-        for name, images in (("train", data.train), ("val", data.val))
-    )
-    job = Job(config, backbone, data, train, val, device, folder, report)
-    trained = [train_glora(job) if config.method == "glora" else train_lora(job)]
-    if config.compare_lora:
-        trained.append(train_lora(job, trained[0].train_s + trained[0].search_s))
-    test = Pixels(data.test, backbone.preprocessing, device, cache_bytes=0)
-    tested = accuracies(
-        [each.network for each in trained],
-        test,
-        report=lambda n: report("test", n, len(test), ""),
-    )
-    outcomes = _store(job, store, trained, tested, checked.skipped)
-    folder.remove()
+    measured = {
+        "backbone fingerprint": backbone.fingerprint,
+        "splits": data.splits_sha256,
+        "device": device.type,
+    }
+    with open_run(
+        store.root,
+        config.task,
+        {**asked, **measured},
+        resume=config.resume,
+        restart=config.restart,
+        version=config.version,
+        tell=tell,
+    ) as folder:
+        train, val = (
+            _read(images, name, backbone, device, report)
+            for name, images in (("train", data.train), ("val", data.val))
+        )
+        job = Job(config, backbone, data, train, val, device, folder, report)
+        trained = _train(job)
+        test = Pixels(data.test, backbone.preprocessing, device, cache_bytes=0)
+        tested = accuracies(
+            [each.network for each in trained],
+            test,
+            report=lambda n: report("test", n, len(test), ""),
+        )
+        outcomes = _store(job, store, trained, tested, checked.skipped)
+        folder.remove()
     return outcomes
 
 
@@ -124,6 +146,19 @@ def _check(
     return checked
 
 
+def _train(job: Job) -> list[Trained]:
+    config = job.config
+    try:
+        trained = [train_glora(job) if config.method == "glora" else train_lora(job)]
+        if config.compare_lora:
+            trained.append(train_lora(job, trained[0].train_s + trained[0].search_s))
+    except NonFiniteError as error:
+        if not job.folder.epochs:
+            raise
+        raise NonFiniteError(f"{error} Its epochs are kept: add --restart.") from error
+    return trained
+
+
 def _read(
     images: ImageSet, name: str, backbone: Backbone, device: torch.device, report: Report
 ) -> Pixels:
@@ -133,34 +168,75 @@ def _read(
     return Pixels(images, backbone.preprocessing, device, report=tell)
 
 
-def _require_names(config: RunConfig, root: Path) -> None:
-    require_slug("task", config.task)
-    if config.version is not None:
-        require_slug("version", config.version)
-        place = root / config.task / config.version
-        if place.exists():
-            raise StoreError(
-                f"{place}: the version must be new, it exists. Give another one, or remove it."
-            )
+def _require_new_version(config: RunConfig, root: Path) -> None:
+    if config.version is None:
+        return
+    place = root / config.task / config.version
+    # An unfinished run may have stored it itself, and only what came after it failed.
+    own = {} if config.restart else _stored(RunFolder(root, config.task))
+    if place.exists() and config.version not in own.values():
+        raise StoreError(
+            f"{place}: the version must be new, it exists. Give another one, or remove it."
+        )
 
 
-def _identity(
-    config: RunConfig, backbone: Backbone, splits_sha256: str, device: torch.device
-) -> dict[str, Any]:
-    """What an interrupted run and its continuation must share to give the same bits."""
+def _request(config: RunConfig) -> dict[str, Any]:
+    """What an interrupted run and its continuation must be asked alike to give the same bits."""
     asked = asdict(config)
-    for free in ("task", "resume", "version", "weights", "device"):
+    for free in ("task", "resume", "restart", "version", "weights", "device"):
         del asked[free]
     for seen_in_splits in ("skip_unreadable", "allow_duplicates", "allow_empty_classes"):
         del asked[seen_in_splits]
     train = {f"train.{name}": value for name, value in asked.pop("train").items()}
-    search = {f"search.{name}": value for name, value in asked.pop("search").items()}
-    measured = {
-        "backbone fingerprint": backbone.fingerprint,
-        "splits": splits_sha256,
-        "device": device.type,
-    }
-    return {**asked, **train, **search, **measured}
+    search = {f"search.{name}": value for name, value in (asked.pop("search") or {}).items()}
+    return {**asked, **train, **search}
+
+
+def _require_backbone(config: RunConfig, tell: Callable[[str], None]) -> None:
+    """Check what can be known of the backbone before its weights are read or fetched."""
+    with blamed_on("backbone"):
+        own = outline(config.backbone)
+    with blamed_on("input_size"):
+        plan = outline(config.backbone, input_size=config.input_size)
+    if config.weights is not None:
+        with blamed_on("weights"):
+            require_recordable(config.weights)
+    require_layers(plan, config.train, method=config.method)
+    if config.compare_lora:
+        require_layers(plan, config.train.for_lora(), method="lora", strict=False)
+    for note in _notes(config, own.preprocessing.size, plan.preprocessing.size):
+        tell(note)
+
+
+def _notes(config: RunConfig, own: HeightWidth, size: HeightWidth) -> Iterator[str]:
+    """What a user should know of a request that is taken all the same."""
+    if config.backbone in PACKAGED and config.data not in BUILT_IN_TASKS:
+        yield (
+            f"{config.backbone} is a toy that sees {size[0]}x{size[1]} pixels: what it reaches on "
+            "your images says little of what a real backbone will"
+        )
+    ratio = math.prod(size) / math.prod(own)
+    if ratio >= COSTLY_RATIO:
+        yield (
+            f"an input of {size[0]}x{size[1]} has {ratio:.0f} times the pixels of the backbone's "
+            f"own {own[0]}x{own[1]}: every step takes at least as many times as long"
+        )
+
+
+def _require_batch(config: RunConfig, n_train: int) -> None:
+    train = config.train
+    # The schedule's own is cut to what there is; one that was asked for is not.
+    if n_train < train.batch_size != TrainConfig.preset(train.schedule).batch_size:
+        raise SettingError(
+            f"batch_size must be at most {n_train}, the number of training images, "
+            f"got {train.batch_size}",
+            "batch_size",
+        )
+
+
+def _stored(folder: RunFolder) -> dict[str, str]:
+    """Versions that a run has stored already, by method."""
+    return dict(folder.read("stored") or {})
 
 
 def _store(
@@ -170,87 +246,57 @@ def _store(
     tested: list[float],
     skipped: dict[str, list[int]],
 ) -> list[Outcome]:
-    backbone, config = job.backbone, job.config
-    store.put_backbone(
-        backbone.fingerprint,
-        {name: tensor.numpy() for name, tensor in backbone.tensors.items()},
-        backbone.config(),
-    )
+    backbone, config, folder = job.backbone, job.config, job.folder
     outcomes = []
-    for i, (each, test_accuracy) in enumerate(zip(trained, tested, strict=True)):
-        tensors = {**extract_supports(each.supernet.model, each.subnet), **each.supernet.head()}
-        artifact = store.put(
-            config.task,
-            {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
-            _draft(job, each, test_accuracy, skipped),
-            version=config.version if i == 0 else None,
-            make_current=i == 0,
+    try:
+        store.put_backbone(
+            backbone.fingerprint,
+            {name: tensor.numpy() for name, tensor in backbone.tensors.items()},
+            backbone.config(),
         )
-        n_parameters = each.subnet.n_parameters(each.supernet.space.shapes)
-        outcomes.append(
-            Outcome(
-                artifact,
-                each.method,
-                n_parameters,
-                each.val_accuracy,
-                test_accuracy,
-                each.train_s,
-                each.search_s,
+        for i, (each, test_accuracy) in enumerate(zip(trained, tested, strict=True)):
+            draft = draft_of(
+                each,
+                config,
+                backbone,
+                job.data,
+                job.device,
+                test_accuracy=test_accuracy,
+                skipped=skipped,
             )
-        )
+            artifact = _put(job, store, each, draft, first=i == 0)
+            folder.write("stored", {**_stored(folder), each.method: artifact.version})
+            outcomes.append(_outcome(artifact, each, test_accuracy))
+    except (StoreError, OSError) as error:
+        raise StoreError(
+            f"{one_line(error).rstrip('.')}. What was trained is kept in {folder.path}: the same "
+            "command, or one with another --version, stores it without training again."
+        ) from error
     return outcomes
 
 
-def _draft(
-    job: Job, trained: Trained, test_accuracy: float, skipped: dict[str, list[int]]
-) -> ManifestDraft:
-    backbone, config = job.backbone, job.config
-    return ManifestDraft(
-        backbone=backbone.record(),
-        preprocessing=backbone.preprocessing_record(),
-        labels=job.data.classes,
-        layers={
-            layer: LayerRecord.of(shape, trained.subnet[layer])
-            for layer, shape in trained.supernet.space.shapes.items()
-        },
-        training=TrainingRecord(
-            method=trained.method,
-            schedule=trained.config.schedule,
-            data=config.data,
-            splits_sha256=job.data.splits_sha256,
-            seed=config.seed,
-            epochs=trained.config.epochs,
-            seconds=trained.train_s,
-            device=job.device.type,
-            versions=_versions(),
-            val_accuracy=trained.val_accuracy,
-            test_accuracy=test_accuracy,
-            settings=_settings(config, trained, skipped),
-        ),
+def _put(
+    job: Job, store: ArtifactStore, trained: Trained, draft: ManifestDraft, *, first: bool
+) -> Artifact:
+    task, version = job.config.task, _stored(job.folder).get(trained.method)
+    if version is not None and task in store.tasks() and version in store.versions(task):
+        return store.get(task, version)  # stored before what came after it failed
+    return store.put(
+        task,
+        tensors_of(trained),
+        draft,
+        version=job.config.version if first else None,
+        make_current=first,
     )
 
 
-def _settings(config: RunConfig, trained: Trained, skipped: dict[str, list[int]]) -> dict[str, Any]:
-    train = asdict(trained.config)
-    settings: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in train.items()
-    }
-    for elsewhere in ("schedule", "epochs", "checkpoint_every"):
-        del settings[elsewhere]
-    if trained.search is not None:
-        settings["search"] = asdict(config.search)
-        settings["search_seconds"] = trained.search_s
-        settings["search_accuracy"] = trained.search.best.fitness
-        settings["n_evaluated"] = trained.search.n_evaluated
-        settings["retrain"] = config.retrain
-    if skipped:
-        settings[SKIPPED_IMAGES] = skipped
-    for allowed in ("allow_duplicates", "allow_empty_classes"):
-        if getattr(config, allowed):
-            settings[allowed] = True
-    return settings
-
-
-def _versions() -> dict[str, str]:
-    packages = ("glora-deploy", "torch", "timm", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outcome:
+    return Outcome(
+        artifact,
+        trained.method,
+        trained.subnet.n_parameters(trained.supernet.space.shapes),
+        trained.val_accuracy,
+        test_accuracy,
+        trained.train_s,
+        trained.search_s,
+    )

@@ -1,20 +1,28 @@
-"""What an unfinished run keeps on disk, in ``<store>/.runs/<task>/``, until it is stored."""
+"""What an unfinished run keeps on disk, in ``<store>/.runs/<task>/``, until it is stored.
+
+A run that asks for the same goes on with it. One that asks for something else is refused as long
+as epochs would be lost; only ``restart`` discards them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from glora_deploy.atomic import replace_file
-from glora_deploy.errors import ArtifactError
+from glora_deploy.atomic import replace_file, scratch_folder
+from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.paths import Subnet
 
 from .checkpoint import Checkpoint
+from .run_lock import LOCK, hold, require_not_held
+
+IDENTITY = "run"
+"""Name of the value that says what was asked for; removed last of all."""
 
 
 class RunFolder:
@@ -23,29 +31,24 @@ class RunFolder:
     Args:
         store: Root of the store.
         task: The run's task; one run of a task at a time.
-        identity: What must be the same when the run goes on; JSON values.
-        resume: Whether to keep what an interrupted run left; otherwise it is removed.
-
-    Raises:
-        ValueError: If the interrupted run had another identity; names the first difference.
-        ArtifactError: If what it left is damaged.
     """
 
-    def __init__(
-        self, store: Path, task: str, identity: Mapping[str, Any], *, resume: bool
-    ) -> None:
+    def __init__(self, store: Path, task: str) -> None:
         self.path = store / ".runs" / task
         self._scratch = store / ".tmp"
-        if not resume:
-            self.remove()
-        self.path.mkdir(parents=True, exist_ok=True)
-        identity = json.loads(json.dumps(identity))  # tuples come back from a file as lists
-        found = self.remember("run", lambda: identity)
-        _require_same(found, identity, str(self.path))
 
     def checkpoint(self, stage: str) -> Checkpoint:
         """Where a training of this run keeps its state."""
         return Checkpoint(self.path / f"{stage}.safetensors", self._scratch)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs its checkpoints hold; those that cannot be read hold none."""
+        total = 0
+        for path in self.path.glob("*.safetensors"):
+            with suppress(ArtifactError):
+                total += Checkpoint(path, self._scratch).epoch
+        return total
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
         """A JSON value, made at most once per run."""
@@ -55,7 +58,11 @@ class RunFolder:
         return value
 
     def read(self, name: str) -> Any:
-        """A JSON value that was written, or None."""
+        """A JSON value that was written, or None.
+
+        Raises:
+            ArtifactError: If its file is damaged.
+        """
         path = self.path / f"{name}.json"
         if not path.exists():
             return None
@@ -63,16 +70,142 @@ class RunFolder:
             return json.loads(path.read_bytes())
         except ValueError as error:
             raise ArtifactError(
-                f"{path}: must be JSON ({error}). Start without --resume."
+                f"{path}: must be JSON ({error}). Start anew with --restart."
             ) from error
 
     def write(self, name: str, value: Any) -> None:
         """Keep a JSON value."""
         replace_file(self.path / f"{name}.json", json.dumps(value).encode(), self._scratch)
 
+    def clear(self) -> None:
+        """Forget what the run has kept, and stay in the folder."""
+        names = {path.name for path in self.path.iterdir()} - {LOCK}
+        # What is left of a clearing that was cut short must not pass for another run's.
+        for name in sorted(names, key=lambda name: name == f"{IDENTITY}.json"):
+            (self.path / name).unlink()
+
     def remove(self) -> None:
-        """Forget the run."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Forget the run, in one rename."""
+        with scratch_folder(self._scratch) as scratch:
+            self.path.rename(scratch / self.path.name)
+
+
+@contextmanager
+def open_run(
+    store: Path,
+    task: str,
+    identity: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    version: str | None = None,
+    tell: Callable[[str], None] = lambda note: None,
+) -> Iterator[RunFolder]:
+    """Have the folder of a task's run alone: empty, or with what the same run left unfinished.
+
+    A block that fails before it has kept an epoch leaves nothing behind.
+
+    Args:
+        store: Root of the store.
+        task: The run's task.
+        identity: What must be the same when the run goes on; JSON values.
+        resume: Whether there must be something to go on with.
+        restart: Whether what an unfinished run left is discarded.
+        version: What the artifact will be called, for others who want to train the task meanwhile.
+        tell: Told what is gone on with or discarded.
+
+    Raises:
+        StoreError: If another process trains this task, there is nothing to resume, or an
+            unfinished run with another identity has kept epochs; names the first difference.
+        ArtifactError: If what it left is damaged.
+    """
+    folder = RunFolder(store, task)
+    with hold(folder.path, version=version, tell=tell):
+        _begin(folder, json.loads(json.dumps(identity)), resume, restart, tell)
+        try:
+            yield folder
+        except BaseException:
+            if folder.path.is_dir() and not folder.epochs:
+                folder.clear()
+            raise
+
+
+def require_startable(
+    store: Path, task: str, request: Mapping[str, Any], *, resume: bool, restart: bool
+) -> None:
+    """Refuse now what ``open_run`` would refuse later; nothing is written.
+
+    Args:
+        store: Root of the store, which need not exist.
+        task: The run's task.
+        request: The part of the identity that is known already.
+        resume: As for ``open_run``.
+        restart: As for ``open_run``.
+
+    Raises:
+        StoreError: As ``open_run``.
+        ArtifactError: As ``open_run``.
+    """
+    folder = RunFolder(store, task)
+    require_not_held(folder.path)
+    if restart:
+        return
+    found = folder.read(IDENTITY)
+    request = json.loads(json.dumps(request))
+    known = None if found is None else {n: v for n, v in found.items() if n in request}
+    _require_same(folder, known, request, resume)
+
+
+def _begin(
+    folder: RunFolder,
+    identity: Mapping[str, Any],
+    resume: bool,
+    restart: bool,
+    tell: Callable[[str], None],
+) -> None:
+    epochs = folder.epochs
+    if restart:
+        folder.clear()
+        if epochs:
+            tell(f"discarded an unfinished run: {_epochs(epochs)}")
+    else:
+        found = folder.read(IDENTITY)
+        if not _require_same(folder, found, identity, resume):
+            folder.clear()
+        elif epochs:
+            tell(f"going on with an unfinished run: {_epochs(epochs)} done")
+    folder.remember(IDENTITY, lambda: identity)
+
+
+def _require_same(
+    folder: RunFolder, found: Mapping[str, Any] | None, asked: Mapping[str, Any], resume: bool
+) -> bool:
+    """Whether an unfinished run is there and was asked for the same.
+
+    Raises:
+        StoreError: If there must be one and is none, or one of another kind would be lost.
+    """
+    if found is None:
+        if resume:
+            raise StoreError(
+                f"{folder.path}: there is no unfinished run to go on with. Leave out --resume to "
+                "start one."
+            )
+        return False
+    # tuples come back from a file as lists
+    differing = [n for n in sorted(found.keys() | asked.keys()) if found.get(n) != asked.get(n)]
+    if differing and (resume or folder.epochs):
+        name = differing[0]
+        raise StoreError(
+            f"{folder.path}: an unfinished run of this task, with {_epochs(folder.epochs)} done, "
+            f"has {name} {found.get(name)}, this one asks for {asked.get(name)}. "
+            "Give the same options to go on with it, or --restart to discard it."
+        )
+    return not differing
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 class ScoreMemory:
@@ -112,12 +245,3 @@ class ScoreMemory:
     def write(self) -> None:
         """Keep every score known now; what follows the search may change the weights."""
         self._folder.write("scores", {"seconds": self.seconds, "scores": self._scores})
-
-
-def _require_same(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
-    for name in sorted(found.keys() | asked.keys()):
-        if found.get(name) != asked.get(name):
-            raise ValueError(
-                f"{where}: to resume, {name} must be {found.get(name)} as in the interrupted run, "
-                f"got {asked.get(name)}. Give the same options, or start without --resume."
-            )

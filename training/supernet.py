@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from glora_deploy.backbone import Backbone
-from glora_deploy.inject import find_layers, inject
+from glora_deploy.backbone import Backbone, Outline
+from glora_deploy.inject import inject
 from glora_deploy.paths import SearchSpace
 
-from .config import TrainConfig
+from .chosen_layers import choose_layers
+from .config import Method, SettingError, TrainConfig
 from .schedule import small_form_scales
 
 
@@ -35,7 +39,14 @@ class Supernet:
 
 
 def build_supernet(
-    backbone: Backbone, n_classes: int, config: TrainConfig, *, seed: int, device: torch.device
+    backbone: Backbone,
+    n_classes: int,
+    config: TrainConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    method: Method = "glora",
+    strict: bool = True,
 ) -> Supernet:
     """Put supports on every layer that the configuration names; all paths start as no-ops.
 
@@ -45,24 +56,17 @@ def build_supernet(
         config: Kinds, patterns, ranks, drop path; the schedule decides on the scales.
         seed: Of the classifier and the supports.
         device: Where to put it.
+        method: As for ``choose_layers``.
+        strict: As for ``choose_layers``.
 
     Raises:
-        ValueError: If no layer matches, or the architecture knows no drop path and the
+        SettingError: If no layer matches, or the architecture knows no drop path and the
             configuration asks for it.
     """
-    if config.drop_path:
-        arguments = {**backbone.model_args, "drop_path_rate": config.drop_path}
-        backbone = replace(backbone, model_args=arguments)
-    try:
-        model = backbone.build(n_classes, seed=seed)
-    except ValueError as error:
-        raise ValueError(f"{error}. If it knows no drop path, give --drop-path 0.") from error
-    layers = find_layers(
-        model,
-        kinds=config.kinds,
-        include=config.include,
-        exclude=(*config.exclude, *backbone.classifier),
-    )
+    arguments = _with_drop_path(backbone.model_args, config)
+    with _drop_path_refused(config):
+        model = replace(backbone, model_args=arguments).build(n_classes, seed=seed)
+    layers = choose_layers(model, config, backbone.classifier, method=method, strict=strict)
     scales = {name: small_form_scales(shape) for name, shape in layers.items()}
     space = inject(
         model,
@@ -74,3 +78,34 @@ def build_supernet(
     for name in backbone.classifier:
         model.get_submodule(name).requires_grad_(True)
     return Supernet(model.to(device), space, backbone.classifier)
+
+
+def require_layers(
+    plan: Outline, config: TrainConfig, *, method: Method = "glora", strict: bool = True
+) -> None:
+    """Refuse what ``build_supernet`` would refuse, before the backbone's weights are at hand.
+
+    Raises:
+        SettingError: As ``build_supernet``.
+    """
+    arguments = _with_drop_path(plan.model_args, config)
+    with _drop_path_refused(config):
+        model = replace(plan, model_args=arguments).build_empty(2)
+    choose_layers(model, config, plan.classifier, method=method, strict=strict)
+
+
+def _with_drop_path(model_args: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    rate = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    return {**model_args, **rate}
+
+
+@contextmanager
+def _drop_path_refused(config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if not config.drop_path:
+            raise
+        raise SettingError(
+            f"{error}. If it knows no drop path, give --drop-path 0.", "drop_path"
+        ) from error

@@ -35,7 +35,7 @@ class Trainer:
         images: The training split.
         config: Rates, batch and epochs.
         rng: One draw per epoch.
-        checkpoint: Where to continue from and what to write every few epochs.
+        checkpoint: Where to continue from and what to write every few epochs and at the end.
         report: Called after each epoch with how many are done, and the mean loss and top-1 (0 to
             1) on the batches it trained on.
 
@@ -83,7 +83,8 @@ class Trainer:
         """
         started, seconds_before = time.perf_counter(), self.seconds
         with repeatable(self._images.labels.device):
-            while self._epoch < (self._config.epochs if until is None else until):
+            last = self._config.epochs if until is None else until
+            while self._epoch < last:
                 rng = random.Random(self._rng.getrandbits(63))
                 if self._epoch >= self._epochs_restored:
                     torch.manual_seed(rng.getrandbits(63))  # drop path draws from it
@@ -91,11 +92,12 @@ class Trainer:
                     self.seconds = seconds_before + time.perf_counter() - started
                     self._report(self._epoch + 1, loss, accuracy)
                 self._epoch += 1
-                self._keep()
+                self._keep(last=last)
         self._supernet.model.eval()
 
-    def _keep(self) -> None:
-        due = self._epoch % self._config.checkpoint_every == 0
+    def _keep(self, *, last: int) -> None:
+        # The end of a part is kept too: what comes after it may fail, such as storing the result.
+        due = self._epoch % self._config.checkpoint_every == 0 or self._epoch == last
         if self._checkpoint and due and self._epoch > self._epochs_restored:
             self._checkpoint.write(self._parameters, self._optimizer, self._epoch, self.seconds)
 

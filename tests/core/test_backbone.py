@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from glora_deploy.backbone import build_empty, load_backbone
+from glora_deploy.backbone import (
+    build_empty,
+    load_backbone,
+    outline,
+    require_recordable,
+)
 from glora_deploy.errors import ArtifactError, HubError, StoreError
+from glora_deploy.records import BackboneRecord, PreprocessingRecord
 
 VIT = "vit_tiny_patch16_224"
 NARROW = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
@@ -193,3 +201,115 @@ def test_models_that_differ_in_kind_name_their_classifiers() -> None:
 def test_arguments_that_name_files_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"model_args must not hold '{name}'"):
         load_backbone(VIT, checkpoint="random:0", model_args={name: "/etc/passwd"})
+
+
+def refused_configurations() -> Iterator[tuple[str, str]]:
+    """Every pretrained configuration of timm that is refused, and why; no network is built."""
+    for name in timm.list_pretrained():
+        try:
+            plan = outline(name)
+        except ValueError as error:
+            yield name, str(error)
+            continue
+        PreprocessingRecord(**asdict(plan.preprocessing))
+        BackboneRecord(
+            name=plan.architecture.partition(".")[0],
+            model_args=dict(plan.model_args),
+            source=f"timm:{name}",
+            fingerprint="ab" * 32,
+            classifier=plan.classifier,
+            input_size=(3, *plan.preprocessing.size),
+        )
+
+
+def test_every_pretrained_configuration_of_timm_is_taken_but_those_without_a_classifier() -> None:
+    refused = dict(refused_configurations())
+    without = [n for n in timm.list_pretrained() if not timm.get_pretrained_cfg(n).classifier]  # type: ignore[union-attr]
+    assert sorted(refused) == sorted(without)
+    # Encoders of language models; timm has a model with a classifier around each.
+    assert {name.partition(".")[0] for name in refused} == {
+        *(f"qwen3_vit_{size}_enc" for size in ("88m", "306m", "416m")),
+        "deepseek_vit_412m_enc",
+    }
+    for name, reason in refused.items():
+        assert reason == (
+            f"backbone {name!r} must have a classifier, timm's is an encoder without one. "
+            f"Use {name.replace('_enc', '')}."
+        )
+
+
+def test_an_encoder_without_a_classifier_is_refused_with_the_model_around_it() -> None:
+    with pytest.raises(ValueError, match=r"must have a classifier.* Use qwen3_vit_88m\.$"):
+        load_backbone("qwen3_vit_88m_enc", checkpoint="random:0")
+
+
+def test_a_crop_larger_than_the_image_is_taken_over() -> None:
+    assert outline("volo_d5_512").preprocessing.crop_pct == 1.15
+
+
+@pytest.mark.parametrize("name", ["demo-vit", "vit_tiny_patch16_224", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("size", [None, 64, (64, 96)])
+def test_an_outline_says_what_the_loaded_backbone_will_be(name: str, size: Any) -> None:
+    plan = outline(name, input_size=size)
+    backbone = load_backbone(name, checkpoint="random:0", input_size=size)
+    assert plan.architecture == backbone.architecture
+    assert plan.model_args == backbone.model_args
+    assert plan.classifier == backbone.classifier
+    assert plan.preprocessing == backbone.preprocessing
+    assert plan.build_empty(3).state_dict().keys() == backbone.build(3).state_dict().keys()
+
+
+def test_height_and_width_of_the_input_may_differ(tmp_path: Path) -> None:
+    save_file(narrow_state(), tmp_path / "w.safetensors")
+    backbone = load_backbone(
+        VIT, checkpoint=tmp_path / "w.safetensors", input_size=(40, 64), model_args=NARROW
+    )
+    assert backbone.tensors["pos_embed"].shape == (1, 1 + 5 * 8, 48)
+    assert backbone.input_size == (3, 40, 64)
+    assert backbone.record().model_args["img_size"] == [40, 64]
+    assert backbone.build(3)(torch.zeros(2, 3, 40, 64)).shape == (2, 3)
+    # A square stays one number, as in every manifest there is.
+    assert narrow(input_size=64).record().model_args["img_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("demo-vit", 1, r"'demo-vit' must take the input size, it cannot take 1x1 .*own is 32x32"),
+        ("convnext_atto", (3, 200), "it cannot take 3x200"),
+        ("nest_tiny", (224, 320), "Model only handles square inputs"),
+        ("mvitv2_tiny", (224, 320), "timm cannot build it with .*AssertionError"),
+        ("gcvit_xxtiny", 1, "it cannot take 1x1 .*division by zero"),
+        ("demo-vit", 20_000, "each side of the input must have 1 to 4096 pixels, got 20000x20000"),
+        ("demo-vit", (0, 32), "each side of the input must have 1 to 4096 pixels, got 0x32"),
+    ],
+)
+def test_an_input_size_that_the_network_cannot_take_is_refused_before_its_weights_are_read(
+    name: str, size: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(name, checkpoint="missing.safetensors", input_size=size)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    ["random:", "random:abc", "random:-1", "random:1.5", f"random:{2**64}", "random:\u0661"],
+)
+def test_a_seed_that_is_none_is_refused_in_our_own_words(checkpoint: str) -> None:
+    with pytest.raises(ValueError, match="checkpoint random:SEED must have a whole number from 0"):
+        load_backbone(VIT, checkpoint=checkpoint)
+    require_recordable(f"random:{2**64 - 1}")
+
+
+@pytest.mark.parametrize("name", ["a\nb.npz", "a\\b.npz", "a\udcff.npz", "a" * 256])
+def test_a_checkpoint_whose_name_a_manifest_cannot_hold_is_refused_before_it_is_read(
+    name: str,
+) -> None:
+    with pytest.raises(ValueError, match="the name of a checkpoint file must be UTF-8 text"):
+        load_backbone(VIT, checkpoint=f"weights/{name}")
+
+
+def test_weights_that_timm_does_not_have_are_refused_with_those_it_has() -> None:
+    with pytest.raises(ValueError, match="no weights 'nix' of vit_tiny_patch16_224"):
+        load_backbone("vit_tiny_patch16_224.nix", checkpoint="random:0")

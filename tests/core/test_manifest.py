@@ -237,10 +237,10 @@ REFUSED = {
         "preprocessing.size must be the input's (6, 8), got (8, 6)",
     ),
     "interpolation": ("preprocessing/interpolation", "random", None),
-    "crop above one": (
+    "crop above two": (
         "preprocessing/crop_pct",
-        1.5,
-        "preprocessing.crop_pct: must be less than or equal to 1, got 1.5",
+        2.5,
+        "preprocessing.crop_pct: must be less than or equal to 2, got 2.5",
     ),
     "accuracy in percent": (
         "training/test_accuracy",

@@ -61,7 +61,8 @@ def test_the_array_is_bit_equal_to_timms_transform(crop_mode: str, size: tuple[i
         for width, height in [(24, 24), (8, 8), (1, 1), (61, 37), (37, 61), (200, 9)]
     ]
     for interpolation, crop_pct in itertools.product(
-        ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"], [1.0, 0.95, 0.875, 0.6]
+        ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"],
+        [1.0, 0.95, 0.875, 0.6, 1.15, 1.5],
     ):
         config = IMAGENET | {
             "input_size": (3, *size),
@@ -151,7 +152,9 @@ def test_cached_pixels_give_the_same_array_as_the_image() -> None:
     [
         ({"interpolation": "random"}, "interpolation must be one of .*got 'random'"),
         ({"crop_mode": "middle"}, "crop_mode must be one of .*got 'middle'"),
-        ({"crop_pct": 1.5}, "crop_pct must be above 0 and at most 1, got 1.5"),
+        ({"crop_pct": 2.5}, "crop_pct must be above 0 and at most 2, got 2.5"),
+        ({"crop_pct": 0.0}, "crop_pct must be above 0 and at most 2, got 0.0"),
+        ({"crop_pct": 1.5, "input_size": (3, 1, 24)}, r"must leave a pixel .*1.5, got \(1, 24\)"),
         ({"input_size": (1, 24, 24)}, r"must be \(3, height, width\), got 1 channels"),
         ({"input_size": (3, 0, 24)}, r"size must be \(height, width\) in pixels, got \(0, 24\)"),
         ({"std": (0.2, 0.0, 0.2)}, "std positive"),

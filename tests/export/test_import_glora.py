@@ -311,3 +311,23 @@ def test_files_that_are_missing_or_hold_something_else_are_named(
     checkpoint.write_bytes(b"PK not a checkpoint")
     with pytest.raises(ArtifactError, match=r"cifar\.pt: must be weights, got a zip archive cut"):
         import_glora(read_checkpoint(checkpoint, subnet), backbone)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ((), "labels must have one entry for each of the 3 classes, got 0"),
+        (("a", "b"), "labels must have one entry for each of the 3 classes, got 2"),
+        (("", "b", "c"), "labels: the name of class 0 must be 1 to 200 characters of UTF-8 on one"),
+        (("a", "b" * 201, "c"), "labels: the name of class 1 must be 1 to 200 characters"),
+        (("a", "b", "c\td"), r"labels: the name of class 2 must be .* on one line, got 'c\\td'"),
+    ],
+)
+def test_class_names_that_cannot_be_stored_are_refused_in_our_own_words(
+    backbone: Backbone, tmp_path: Path, labels: tuple[str, ...], message: str
+) -> None:
+    imported = imported_from(tmp_path, backbone, make_checkpoint(backbone, seed=0), make_choices(0))
+    store = ArtifactStore.create(tmp_path / "store")
+    with pytest.raises(ValueError, match=message):
+        store_import(store, backbone, imported, task="cifar", labels=labels)
+    assert store.tasks() == []

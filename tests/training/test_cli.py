@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from glora_deploy.backbone import outline
 from glora_deploy.store import ArtifactStore
 from glora_deploy.training import cli
 from glora_deploy.training.cli import main, parse_count
@@ -39,19 +40,12 @@ def refusal(
 
 
 WRONG = [
-    (("--task", "nonesuch"), "data: a task must be one of"),
-    (("--task", "../evil", "--data", "digits"), "task must be 1 to 64 of"),
-    (
-        ("--task", "digits", "--backbone", "vit_colossal"),
-        "backbone 'vit_colossal' must be demo-vit",
-    ),
     (("--task", "digits", "--checkpoint", "missing.npz"), "missing.npz"),
-    (("--task", "digits", "--epochs", "0"), "epochs must be at least 1, got 0"),
-    (("--task", "digits", "--lr", "-1"), "lr must be finite and above 0, got -1.0"),
-    (("--task", "digits", "--include", "nothing"), "no linear layer matches"),
-    (("--task", "digits", "--version", "a/b"), "version must be 1 to 64 of"),
-    (("--task", "digits", "--method", "lora", "--retrain"), "retrain must go with method glora"),
-    (("--task", "x", "--data", "folder:nowhere"), "folder:nowhere: PATH must be a folder"),
+    (("--task", "digits", "--resume"), "there is no unfinished run to go on with"),
+    (
+        ("--task", "x", "--data", "folder:nowhere", "--backbone", "vit_tiny_patch16_224"),
+        "folder:nowhere: PATH must be a folder",
+    ),
 ]
 
 
@@ -123,6 +117,31 @@ def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
         ("--layers", "linear,attention", "kinds must be one or more of"),
         ("--max-parameters", "many", "a count must look like 150000, 150k or 0.5M, got 'many'"),
         ("--max-parameters", "", "a count must look like 150000, 150k or 0.5M, got ''"),
+        ("--data", "nonesuch", "a task must be one of digits, photos, position, orientation, or"),
+        ("--version", "a/b", "version must be 1 to 64 of"),
+        ("--epochs", "0", "epochs must be at least 1, got 0"),
+        ("--lr", "-1", "lr must be finite and above 0, got -1.0"),
+        ("--drop-path", "1", "drop_path must be in [0, 1), got 1.0"),
+        ("--batch-size", "0", "batch_size must be at least 1, got 0"),
+        ("--batch-size", "801", "batch_size must be at most 800, the number of training images"),
+        ("--population", "0", "population must be at least 1, got 0"),
+        ("--generations", "-1", "generations must be at least 0, got -1"),
+        ("--seed", "-1", "seed must be in [0, 2**64), got -1"),
+        ("--ranks", "100000", "ranks must be at most 99999"),
+        ("--layers", "linear,linear", "kinds must name each kind once"),
+        ("--include", "blocks.*.atn.*", "include pattern 'blocks.*.atn.*' must match a linear"),
+        ("--exclude", "nothing", "exclude pattern 'nothing' must match a layer that would be"),
+        ("--backbone", "vit_colossal", "backbone 'vit_colossal' must be demo-vit or a timm"),
+        ("--backbone", "resnet18.nix", "backbone 'resnet18.nix': timm has no weights 'nix' of"),
+        ("--backbone", "qwen3_vit_88m_enc", "backbone 'qwen3_vit_88m_enc' must have a classifier"),
+        ("--checkpoint", "random:abc", "checkpoint random:SEED must have a whole number from 0"),
+        ("--checkpoint", "random:-1", "checkpoint random:SEED must have a whole number from 0"),
+        ("--checkpoint", f"random:{10**22}", "checkpoint random:SEED must have a whole number"),
+        ("--checkpoint", "a\nb.npz", "the name of a checkpoint file must be UTF-8 text without"),
+        ("--input-size", "1", "backbone 'demo-vit' must take the input size, it cannot take 1x1"),
+        ("--input-size", "20000", "each side of the input must have 1 to 4096 pixels, got 20000"),
+        ("--input-size", "224x", "an input size must be pixels such as 224, or HEIGHTxWIDTH"),
+        ("--input-size", "0x32", "each side of the input must have 1 to 4096 pixels, got 0x32"),
     ],
 )
 def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
@@ -133,6 +152,48 @@ def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
 ) -> None:
     said = refusal("--task", "digits", option, value)
     assert f"Invalid value for {option}: {rule}" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--task", "../evil", "--data", "digits"), "--task: task must be 1 to 64 of A-Z a-z 0-9"),
+        (("--task", "pets"), "--data: a task must be one of digits, photos, position, orientation"),
+        (
+            ("--task", "pets", "--data", "folder:images"),
+            "--backbone: your own images need one. To start with: vit_small_patch14_dinov2.lvd142m",
+        ),
+        (
+            ("--task", "digits", "--resume", "--restart"),
+            "--resume / --restart: an unfinished run is either gone on with or discarded",
+        ),
+        (
+            ("--task", "digits", "--layers", "affine", "--ranks", "4"),
+            "--ranks: has no effect with --layers affine",
+        ),
+        (
+            ("--task", "digits", "--layers", "affine", "--compare-lora"),
+            "--layers: LoRA needs a linear or conv layer",
+        ),
+        (
+            ("--task", "digits", "--include", "*.qkv", "--exclude", "*.attn"),
+            "--include / --exclude: include pattern '*.qkv' must match a layer that is not",
+        ),
+        (
+            ("--task", "digits", "--backbone", "resnet18", "--checkpoint", "random:0"),
+            "--layers: no linear layer is left for glora to adapt",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(
+    arguments: tuple[str, ...], said: str, refusal: Callable[..., str]
+) -> None:
+    assert f"Invalid value for {said}" in refusal(*arguments)
+
+
+def test_the_backbones_named_for_a_start_exist() -> None:
+    for name in ("vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_224.orig_in21k"):
+        assert outline(name).classifier == ("head",)
 
 
 def test_a_device_that_is_not_there_is_a_failure_and_not_wrong_usage(
@@ -158,7 +219,7 @@ def test_an_interrupt_tells_how_to_go_on(
     assert call("--task", "digits", "--quiet", monkeypatch=monkeypatch) == 130
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "the same command with --resume goes on" in captured.err
+    assert "the same command goes on where it stopped" in captured.err
 
 
 @pytest.mark.parametrize(

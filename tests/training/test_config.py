@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from glora_deploy.training.config import RunConfig, Schedule, SearchConfig, TrainConfig
+from glora_deploy.training.config import (
+    RunConfig,
+    Schedule,
+    SearchConfig,
+    SettingError,
+    TrainConfig,
+)
+from glora_deploy.training.schedule import learning_rate
 
 
 @pytest.mark.parametrize(
@@ -19,6 +26,8 @@ from glora_deploy.training.config import RunConfig, Schedule, SearchConfig, Trai
         ({"ranks": ()}, "ranks must be one or more distinct numbers of at least 1"),
         ({"ranks": (4, 4)}, r"ranks must be .*, got \(4, 4\)"),
         ({"ranks": (0,)}, "ranks must be"),
+        ({"ranks": (100_000,)}, r"ranks must be at most 99999, got \(100000,\)"),
+        ({"kinds": ("conv", "conv")}, "kinds must name each kind once"),
         ({"kinds": ("linear", "attention")}, "kinds must be one or more of"),
         ({"epochs": 1, "warmup_epochs": 1}, "warmup_epochs must be below epochs=1, got 1"),
         ({"supernet_share": 0.0}, "supernet_share must be above 0 and at most 1, got 0.0"),
@@ -79,17 +88,71 @@ def test_an_unknown_schedule_or_method_is_refused() -> None:
         make_run(method="dora")
 
 
-def test_options_that_contradict_the_method_are_refused() -> None:
-    for option in ("compare_lora", "retrain"):
-        with pytest.raises(ValueError, match=f"{option} must go with method glora, got lora"):
-            make_run(method="lora", **{option: True})
-    with pytest.raises(ValueError, match="seed must be in"):
-        make_run(seed=-1)
+LORA = {"method": "lora", "search": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "blamed", "message"),
+    [
+        (
+            {"compare_lora": True},
+            "compare_lora",
+            "compare_lora must go with method glora, got",
+        ),
+        ({"retrain": True}, "retrain", "retrain must go with method glora, got lora"),
+        ({"train": {"ranks": (8, 4)}}, "ranks", r"be one for method lora, got \(8, 4\)"),
+        ({"train": {"kinds": ("conv", "affine")}}, "kinds", "kinds must be linear or conv for"),
+        ({"search": SearchConfig()}, "search", "search must be given for method glora, and for it"),
+    ],
+)
+def test_options_that_contradict_lora_are_refused(
+    changes: dict[str, Any], blamed: str, message: str
+) -> None:
+    train = TrainConfig.preset("short", **{"ranks": (8,), **changes.pop("train", {})})
+    with pytest.raises(SettingError, match=message) as caught:
+        make_run(**{**LORA, "train": train, **changes})
+    assert caught.value.settings == (blamed,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "blamed", "message"),
+    [
+        ({"seed": -1}, ("seed",), "seed must be in"),
+        ({"search": None}, ("search",), "search must be given for method glora"),
+        ({"task": "../evil"}, ("task",), "task must be 1 to 64 of"),
+        ({"version": "current"}, ("version",), "version must not be the reserved word 'current'"),
+        ({"resume": True, "restart": True}, ("resume", "restart"), "gone on with or discarded"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_names_the_settings_to_blame(
+    changes: dict[str, Any], blamed: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message) as caught:
+        make_run(**changes)
+    assert caught.value.settings == blamed
+
+
+def test_lora_takes_the_largest_rank_and_the_kinds_that_have_one() -> None:
+    train = TrainConfig.preset("short", ranks=(2, 6, 4), kinds=("affine", "conv", "linear"))
+    lora = train.for_lora()
+    assert (lora.ranks, lora.kinds) == ((6,), ("conv", "linear"))
+    assert lora.for_lora() == lora
+    with pytest.raises(SettingError, match="LoRA needs a linear or conv layer, got kinds"):
+        TrainConfig.preset("short", kinds=("affine",)).for_lora()
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-5, 1e-8])
+def test_no_epoch_has_a_higher_learning_rate_than_the_peak(lr: float) -> None:
+    for schedule in ("short", "paper"):
+        config = TrainConfig.preset(schedule, lr=lr)  # type: ignore[arg-type]
+        rates = [learning_rate(config, epoch) for epoch in range(config.epochs)]
+        assert max(rates) <= lr
 
 
 def make_run(**changes: Any) -> RunConfig:
     train, search = TrainConfig.preset("short"), SearchConfig.preset("short")
-    return RunConfig(task="digits", data="digits", train=train, search=search, **changes)
+    values = {"task": "digits", "data": "digits", "train": train, "search": search}
+    return RunConfig(**{**values, **changes})
 
 
 def test_the_paper_searches_after_all_epochs_and_short_before_the_last() -> None:

@@ -15,7 +15,7 @@ from glora_deploy.export.inputs import task_data
 from glora_deploy.store import ArtifactStore
 from glora_deploy.training import pipeline
 from glora_deploy.training.cli import main
-from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
+from glora_deploy.training.config import RunConfig, TrainConfig
 from image_files import write_classes
 from stored_tasks import make_backbone
 
@@ -40,12 +40,13 @@ def run(data: str, root: Path, **changes: Any) -> list[str]:
         data=data,
         method="lora",
         train=train,
-        search=SearchConfig.preset("short"),
+        search=None,
         **changes,
     )
     told: list[str] = []
     pipeline.run(config, root, lambda *progress: None, told.append)
-    return told
+    assert "is a toy" in told[0]
+    return told[1:]
 
 
 def break_images(folder: Path, *names: str) -> None:
@@ -110,7 +111,17 @@ def test_what_was_allowed_is_recorded(tmp_path: Path, pets: Path) -> None:
 
 
 def glora_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    quick = ("--task", "pets", "--method", "lora", "--epochs", "1", "--quiet")
+    quick = [
+        "--task",
+        "pets",
+        "--method",
+        "lora",
+        "--epochs",
+        "1",
+        "--backbone",
+        "demo-vit",
+        "--quiet",
+    ]
     monkeypatch.setattr(sys, "argv", ["glora-train", *quick, *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -140,7 +151,7 @@ def test_the_command_line_takes_every_choice_and_tells_how_the_data_was_read(
     assert glora_train(monkeypatch, *command, *choices, *allowed) == 0
     said = capsys.readouterr().err
     assert f"folder:{pets}?split=train=train,val=0.2,test=val: 3 classes, 16 train images" in said
-    assert said.count("\n") == 4
+    assert said.count("\n") == 5
 
 
 @pytest.mark.parametrize("data", ["digits", "vtab:/tmp"])

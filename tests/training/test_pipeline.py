@@ -15,17 +15,24 @@ from torch import from_numpy
 from glora_deploy.artifact import Artifact
 from glora_deploy.backbone import build_empty
 from glora_deploy.data import ImageSet, TaskData
-from glora_deploy.errors import GloraDeployError, StoreError
+from glora_deploy.errors import (
+    ArtifactError,
+    DataError,
+    GloraDeployError,
+    NonFiniteError,
+    StoreError,
+)
 from glora_deploy.fingerprint import fingerprint
 from glora_deploy.merge import merge_model
 from glora_deploy.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.store import ArtifactStore
 from glora_deploy.training import methods, pipeline
-from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
+from glora_deploy.training.config import RunConfig, SearchConfig, SettingError, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run
+from glora_deploy.training.run_folder import RunFolder
 from glora_deploy.training.trainer import Trainer
 from stored_tasks import make_backbone
-from tasks import make_task
+from tasks import make_task, use_small_backbone
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +40,28 @@ def small_task(monkeypatch: pytest.MonkeyPatch) -> TaskData:
     """A tiny backbone and a task of colours in place of what the names stand for."""
     task = make_task()
     monkeypatch.setattr(pipeline, "load_task", lambda spec, seed: task)
-    monkeypatch.setattr(pipeline, "load_backbone", lambda *args, **kwargs: make_backbone())
+    use_small_backbone(monkeypatch)
     return task
 
 
 def make_config(**changes: Any) -> RunConfig:
+    lora = changes.get("method") == "lora"
     train = TrainConfig.preset(
-        "short", epochs=6, batch_size=12, lr=1e-2, ranks=(3, 2), warmup_epochs=0, checkpoint_every=2
+        "short",
+        epochs=6,
+        batch_size=12,
+        lr=1e-2,
+        ranks=(3,) if lora else (3, 2),
+        warmup_epochs=0,
+        checkpoint_every=2,
     )
     search = SearchConfig(population=6, generations=2, top_k=2, mutations=3, crossovers=3)
-    values = {"task": "colours", "data": "colours", "train": train, "search": search}
+    values = {
+        "task": "colours",
+        "data": "colours",
+        "train": train,
+        "search": None if lora else search,
+    }
     return RunConfig(**{**values, **changes})
 
 
@@ -165,14 +184,14 @@ def test_a_run_interrupted_at_any_stage_resumes_to_the_same_delta(
         run(make_config(**options), root, interrupt)
     assert ArtifactStore.open(root).tasks() == []
     assert (root / ".runs" / "colours").is_dir()
-    (found, *_) = train(root, resume=True, **options)
+    (found, *_) = train(root, **options)
     assert not (root / ".runs" / "colours").exists()
     assert_same(found.artifact.tensors(), expected.artifact.tensors())
     assert found.val_accuracy == expected.val_accuracy
 
 
 def test_the_parameter_limit_is_kept_and_the_count_exact(tmp_path: Path) -> None:
-    search = replace(make_config().search, max_parameters=500)
+    search = SearchConfig.preset("short", population=6, generations=2, max_parameters=500)
     (outcome,) = train(tmp_path, search=search)
     tensors = outcome.artifact.tensors()
     assert outcome.n_parameters <= 500
@@ -227,6 +246,201 @@ def test_versions_are_counted_or_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"colours/second: the version must be new, it exists"):
         train(tmp_path, version="second")
     assert ArtifactStore.open(tmp_path).current("colours") == "second"
+
+
+def spy_on_epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every epoch that is trained from now on."""
+    trained: list[int] = []
+    train_epoch = Trainer._train_epoch
+
+    def spy(self: Trainer, *args: Any) -> tuple[float, float]:
+        trained.append(self._epoch)
+        return train_epoch(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", spy)
+    return trained
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_store_that_fails_at_the_end_loses_no_epoch(
+    tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(tmp_path / "whole", compare_lora=True)
+    root, put, calls = tmp_path / "full", ArtifactStore.put, []
+
+    def full(self: ArtifactStore, *args: Any, **options: Any) -> Artifact:
+        calls.append(args)
+        if len(calls) == fails_at:
+            raise StoreError(f"{self.root}: no space left to write it")
+        return put(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "put", full)
+        with pytest.raises(StoreError, match=r"no space left .* stores it without training again"):
+            train(root, compare_lora=True)
+    trained = spy_on_epochs(monkeypatch)
+    found = train(root, compare_lora=True)
+    assert trained == []
+    assert [each.artifact.version for each in found] == ["v1", "v2"]
+    assert ArtifactStore.open(root).versions("colours") == ["v1", "v2"]
+    # How many epochs LoRA gets follows from measured times, so only GLoRA's bits repeat.
+    assert_same(found[0].artifact.tensors(), expected[0].artifact.tensors())
+    assert not (root / ".runs" / "colours").exists()
+
+
+def test_a_version_that_was_taken_meanwhile_costs_another_name_and_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_the_name(stage: str, done: int, total: int, note: str) -> None:
+        if (stage, done) == ("training", 6):
+            (tmp_path / "colours/release").mkdir(parents=True)
+            (tmp_path / "colours/release/manifest.json").write_text("{}")
+
+    with pytest.raises(StoreError, match=r"release: the version must be new.* another --version"):
+        run(make_config(version="release"), tmp_path, take_the_name)
+    trained = spy_on_epochs(monkeypatch)
+    (outcome,) = train(tmp_path, version="release-2")
+    assert outcome.artifact.version == "release-2"
+    assert trained == []
+
+
+def test_a_run_cut_off_between_storing_and_its_end_does_not_store_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, version="a", method="lora")
+    (outcome,) = train(tmp_path, version="a", method="lora")
+    assert outcome.artifact.version == "a"
+    assert ArtifactStore.open(tmp_path).versions("colours") == ["a"]
+
+
+def test_another_request_does_not_cost_the_epochs_of_an_interrupted_one(tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int, note: str) -> None:
+        if (stage, done) == ("training", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(), tmp_path, interrupt)
+    with pytest.raises(StoreError, match="with 4 epochs done, has seed 0, this one asks for 1"):
+        train(tmp_path, seed=1)
+    told: list[str] = []
+    run(make_config(seed=1, restart=True), tmp_path, lambda *progress: None, told.append)
+    assert "discarded an unfinished run: 4 epochs" in told
+
+
+def test_a_divergence_that_would_repeat_says_how_to_start_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_epoch = Trainer._train_epoch
+
+    def diverge(self: Trainer, *args: Any) -> tuple[float, float]:
+        if self._epoch == 4:
+            raise NonFiniteError("training: the loss must be finite. Lower the learning rate.")
+        return train_epoch(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", diverge)
+    with pytest.raises(NonFiniteError, match=r"Lower the learning rate\. .* add --restart"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("red", "g" * 201, "blue"), r"colours: the name of class 1 must be 1 to 200 .*Rename its"),
+        (("red", "green", "b\nlue"), r"name of class 2 must be .* on one line, got 'b\\nlue'"),
+        (("red", "", "blue"), r"the name of class 1 must be 1 to 200 characters"),
+        (("re\udcffd", "green", "blue"), r"names of classes and images must be UTF-8, got 're"),
+    ],
+)
+def test_a_class_that_cannot_be_stored_is_refused_before_an_image_is_read(
+    tmp_path: Path,
+    classes: tuple[str, ...],
+    message: str,
+    small_task: TaskData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unread = replace(small_task.train, read=lambda index: pytest.fail("an image was read"))
+    task = replace(small_task, classes=classes, train=unread)
+    monkeypatch.setattr(pipeline, "load_task", lambda spec, seed: task)
+    with pytest.raises(DataError, match=message):
+        train(tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("data", ["folder:a\nb", "folder:\udcff", f"folder:{'a' * 1000}"])
+def test_a_data_spec_that_cannot_be_stored_is_refused_before_an_epoch(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = spy_on_epochs(monkeypatch)
+    with pytest.raises(SettingError, match="data must be 1 to 1000 characters of UTF-8") as caught:
+        train(tmp_path / "store", data=data)
+    assert caught.value.settings == ("data",)
+    assert "\n" not in str(caught.value)
+    assert trained == []
+    assert not (tmp_path / "store").exists()
+
+
+def test_whatever_else_the_format_refuses_is_refused_before_an_epoch(
+    tmp_path: Path, small_task: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = spy_on_epochs(monkeypatch)
+    # Each name is allowed, and all of them together are more than a manifest may hold.
+    names = tuple(f"{i:06d}{'x' * 194}" for i in range(90_000))
+    monkeypatch.setattr(
+        pipeline, "load_task", lambda spec, seed: replace(small_task, classes=names)
+    )
+    with pytest.raises(ArtifactError, match="must have at most 16777216 bytes"):
+        train(tmp_path / "store", method="lora")
+    assert trained == []
+    assert not (tmp_path / "store").exists()
+
+
+def test_more_images_per_step_than_there_are_is_refused_and_the_schedules_own_is_cut(
+    tmp_path: Path,
+) -> None:
+    big = replace(make_config(method="lora").train, batch_size=37)
+    with pytest.raises(SettingError, match=r"batch_size must be at most 36, .*got 37") as caught:
+        train(tmp_path, method="lora", train=big)
+    assert caught.value.settings == ("batch_size",)
+    own = TrainConfig.preset("paper", epochs=1, ranks=(2,))
+    (outcome,) = train(tmp_path, method="lora", train=own)
+    assert outcome.artifact.manifest.training.settings["batch_size"] == 36
+
+
+def test_a_lora_run_records_what_it_did_and_nothing_else(tmp_path: Path) -> None:
+    train_config = replace(make_config(method="lora").train, include=("*.attn.*",))
+    (outcome,) = train(tmp_path, method="lora", train=train_config)
+    manifest = outcome.artifact.manifest
+    assert {layer.rpartition(".")[2] for layer in manifest.layers} == {"qkv", "proj"}
+    settings = manifest.training.settings
+    assert (settings["ranks"], settings["kinds"]) == ([3], ["linear"])
+    assert settings["include"] == ["*.attn.*"]
+    assert not {"search", "retrain", "supernet_share"} & settings.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({}, "demo-vit is a toy that sees 32x32 pixels: what it reaches on your images says"),
+        (
+            {"data": "digits", "input_size": (64, 72)},
+            "an input of 64x72 has 4 times the pixels of the backbone's own 32x32: every step",
+        ),
+    ],
+)
+def test_what_a_user_should_know_is_said(
+    tmp_path: Path, changes: dict[str, Any], note: str
+) -> None:
+    told: list[str] = []
+    run(make_config(method="lora", **changes), tmp_path, lambda *progress: None, told.append)
+    (line,) = told
+    assert line.startswith(note)
+    told.clear()
+    small = make_config(method="lora", data="digits")
+    run(small, tmp_path, lambda *progress: None, told.append)
+    assert told == []
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,31 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from glora_deploy.errors import ArtifactError
+from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.inject import find_layers
 from glora_deploy.paths import SearchSpace, Subnet
 from glora_deploy.training.config import SearchConfig
-from glora_deploy.training.run_folder import RunFolder, ScoreMemory
+from glora_deploy.training.run_folder import (
+    RunFolder,
+    ScoreMemory,
+    open_run,
+    require_startable,
+)
+from glora_deploy.training.run_lock import LOCK
 from glora_deploy.training.search import evolve
 from stored_tasks import make_backbone
 
 SEARCH = SearchConfig(population=8, generations=3, top_k=3, mutations=4, crossovers=4)
+ASKED = {"seed": 1, "train.ranks": (8, 4)}
 
 
 def make_space() -> SearchSpace:
@@ -22,6 +34,25 @@ def make_space() -> SearchSpace:
 
 def fitness(subnet: Subnet) -> float:
     return random.Random(str(subnet)).random()
+
+
+def keep_epochs(folder: RunFolder, epochs: int, stage: str = "training") -> None:
+    """A checkpoint as a training of so many epochs writes it."""
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW([parameter])
+    folder.checkpoint(stage).write({"w": parameter}, optimizer, epochs, 1.5)
+
+
+def interrupt(store: Path, epochs: int, asked: dict[str, Any] = ASKED) -> None:
+    """An unfinished run with so many epochs kept."""
+    with suppress(KeyboardInterrupt), open_run(store, "digits", asked) as folder:
+        if epochs:
+            keep_epochs(folder, epochs)
+        raise KeyboardInterrupt
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 def test_an_interrupted_search_goes_on_where_its_scores_were_last_kept(tmp_path: Path) -> None:
@@ -35,44 +66,154 @@ def test_an_interrupted_search_goes_on_where_its_scores_were_last_kept(tmp_path:
             raise KeyboardInterrupt
         return fitness(subnet)
 
-    folder = RunFolder(tmp_path, "digits", {"seed": 1}, resume=False)
-    with pytest.raises(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), open_run(tmp_path, "digits", ASKED) as folder:
+        keep_epochs(folder, 4)
         evolve(space, ScoreMemory(failing, folder, write_every=8), SEARCH, random.Random(1))
-    folder = RunFolder(tmp_path, "digits", {"seed": 1}, resume=True)
-    memory = ScoreMemory(failing, folder, write_every=8)
-    resumed = evolve(space, memory, SEARCH, random.Random(1))
+    assert len(asked) == 20
+    with open_run(tmp_path, "digits", ASKED) as folder:
+        memory = ScoreMemory(failing, folder, write_every=8)
+        resumed = evolve(space, memory, SEARCH, random.Random(1))
     assert resumed == whole
     # 16 of the first 19 scores had been kept; the three after them were asked for again.
     assert len(asked) == 20 + whole.n_evaluated - 16
     assert memory.seconds > 0
 
 
-def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
-    RunFolder(tmp_path, "digits", {"seed": 1, "ranks": (8, 4)}, resume=False)
-    RunFolder(tmp_path, "digits", {"seed": 1, "ranks": (8, 4)}, resume=True)
-    with pytest.raises(ValueError, match=r"ranks must be \[8, 4\] as in the interrupted run, got"):
-        RunFolder(tmp_path, "digits", {"seed": 1, "ranks": (8,)}, resume=True)
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_same_request_goes_on_with_what_an_interrupted_run_kept(
+    tmp_path: Path, resume: bool
+) -> None:
+    interrupt(tmp_path, epochs=40)
+    told: list[str] = []
+    require_startable(tmp_path, "digits", ASKED, resume=resume, restart=False)
+    with open_run(tmp_path, "digits", ASKED, resume=resume, tell=told.append) as folder:
+        assert folder.epochs == 40
+        assert folder.checkpoint("training").epoch == 40
+    assert told == ["going on with an unfinished run: 40 epochs done"]
 
 
-def test_without_resume_the_past_is_forgotten(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, "digits", {"seed": 1}, resume=False)
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_request_is_refused_with_the_first_difference_and_both_ways_out(
+    tmp_path: Path, resume: bool
+) -> None:
+    interrupt(tmp_path, epochs=40)
+    other = {**ASKED, "train.ranks": (8,), "train.lr": 0.1}
+    refusals: list[Callable[[], Any]] = [
+        lambda: require_startable(tmp_path, "digits", other, resume=resume, restart=False),
+        open_run(tmp_path, "digits", other, resume=resume).__enter__,
+    ]
+    for refused in refusals:
+        with pytest.raises(StoreError) as caught:
+            refused()
+        assert str(caught.value) == (
+            f"{tmp_path}/.runs/digits: an unfinished run of this task, with 40 epochs done, has "
+            "train.lr None, this one asks for 0.1. Give the same options to go on with it, or "
+            "--restart to discard it."
+        )
+    assert RunFolder(tmp_path, "digits").epochs == 40
+
+
+@pytest.mark.parametrize("asked", [ASKED, {**ASKED, "seed": 2}])
+def test_only_a_restart_discards_and_says_how_much(tmp_path: Path, asked: dict[str, Any]) -> None:
+    interrupt(tmp_path, epochs=1)
+    told: list[str] = []
+    require_startable(tmp_path, "digits", asked, resume=False, restart=True)
+    with open_run(tmp_path, "digits", asked, restart=True, tell=told.append) as folder:
+        assert folder.epochs == 0
+        assert names(folder.path) == {LOCK, "run.json"}
+    assert told == ["discarded an unfinished run: 1 epoch"]
+
+
+def test_a_restart_without_an_unfinished_run_is_a_start(tmp_path: Path) -> None:
+    told: list[str] = []
+    require_startable(tmp_path, "digits", ASKED, resume=False, restart=True)
+    with open_run(tmp_path, "digits", ASKED, restart=True, tell=told.append):
+        pass
+    assert told == []
+
+
+def test_resuming_needs_an_unfinished_run(tmp_path: Path) -> None:
+    for refused in (
+        lambda: require_startable(tmp_path, "digits", ASKED, resume=True, restart=False),
+        open_run(tmp_path, "digits", ASKED, resume=True).__enter__,
+    ):
+        with pytest.raises(StoreError, match="no unfinished run to go on with"):
+            refused()
+    assert not (tmp_path / ".runs/digits").exists()
+
+
+def test_a_run_that_kept_nothing_is_in_nobodys_way(tmp_path: Path) -> None:
+    interrupt(tmp_path, epochs=0)
+    assert not (tmp_path / ".runs/digits").exists()
+    # A killed process leaves its folder.
+    folder = RunFolder(tmp_path, "digits")
+    folder.path.mkdir(parents=True)
+    folder.write("run", {"seed": 7})
     folder.write("scores", {"scores": {}, "seconds": 1.0})
-    folder = RunFolder(tmp_path, "digits", {"seed": 2}, resume=False)
-    assert folder.read("scores") is None
-    folder.remove()
-    assert not (tmp_path / ".runs" / "digits").exists()
+    require_startable(tmp_path, "digits", ASKED, resume=False, restart=False)
+    with open_run(tmp_path, "digits", ASKED) as folder:
+        assert folder.read("scores") is None
+        assert folder.read("run") == {"seed": 1, "train.ranks": [8, 4]}
+
+
+def test_what_a_clearing_cut_short_left_is_not_taken_for_this_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "digits")
+    folder.path.mkdir(parents=True)
+    keep_epochs(folder, 30)
+    with open_run(tmp_path, "digits", ASKED) as folder:
+        assert folder.epochs == 0
+
+
+def test_a_clearing_takes_away_last_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(tmp_path, epochs=3)
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def spy(path: Path, missing_ok: bool = False) -> None:
+        removed.append(path.name)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", spy)
+    RunFolder(tmp_path, "digits").clear()
+    assert removed == ["training.safetensors", "run.json"]
+
+
+def test_a_stored_run_leaves_nothing(tmp_path: Path) -> None:
+    with open_run(tmp_path, "digits", ASKED) as folder:
+        keep_epochs(folder, 5)
+        folder.remove()
+    assert names(tmp_path / ".runs") == set()
+    assert names(tmp_path / ".tmp") == set()
+
+
+def test_epochs_are_counted_over_all_stages_and_damaged_files_hold_none(tmp_path: Path) -> None:
+    interrupt(tmp_path, epochs=5)
+    folder = RunFolder(tmp_path, "digits")
+    keep_epochs(folder, 2, "retraining")
+    assert folder.epochs == 7
+    folder.checkpoint("retraining").path.write_bytes(b"damaged")
+    assert folder.epochs == 5
+    with pytest.raises(ArtifactError, match=r"retraining\.safetensors: .* anew with --restart"):
+        _ = folder.checkpoint("retraining").epoch
 
 
 def test_a_value_is_made_once_per_run(tmp_path: Path) -> None:
     made = iter([7, 8])
-    folder = RunFolder(tmp_path, "digits", {}, resume=False)
-    assert folder.remember("epochs", lambda: next(made)) == 7
-    folder = RunFolder(tmp_path, "digits", {}, resume=True)
-    assert folder.remember("epochs", lambda: next(made)) == 7
+    for _ in range(2):
+        with open_run(tmp_path, "digits", {}) as folder:
+            assert folder.remember("epochs", lambda: next(made)) == 7
 
 
-def test_a_damaged_value_is_refused_by_name(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, "digits", {}, resume=False)
-    (folder.path / "scores.json").write_text('{"scores"')
-    with pytest.raises(ArtifactError, match=r"scores\.json: must be JSON .* without --resume"):
-        folder.read("scores")
+def test_a_damaged_value_is_refused_by_name_until_the_run_is_discarded(tmp_path: Path) -> None:
+    interrupt(tmp_path, epochs=5)
+    (tmp_path / ".runs/digits/run.json").write_text('{"seed"')
+    for refused in (
+        lambda: require_startable(tmp_path, "digits", ASKED, resume=False, restart=False),
+        open_run(tmp_path, "digits", ASKED).__enter__,
+    ):
+        with pytest.raises(ArtifactError, match=r"run\.json: must be JSON .* with --restart"):
+            refused()
+    with open_run(tmp_path, "digits", ASKED, restart=True) as folder:
+        assert folder.epochs == 0
