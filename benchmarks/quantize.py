@@ -3,6 +3,12 @@
 Everything printed comes from this one run, on this machine::
 
     python benchmarks/quantize.py --data photos --threads 2
+    python benchmarks/quantize.py --data photos --emulator "qemu-x86_64 -cpu EPYC-Rome"
+
+Each row is a way to write the weights: 7 bits of each, which are right on every CPU; all 8, whose
+products x86 CPUs without VNNI saturate; and the same 8 stored as unsigned numbers, which ONNX
+Runtime multiplies exactly everywhere by kernels of 16 bits. ``--emulator`` runs each file on such a
+CPU as well, on the first test images: the last two columns are agreement and error there.
 
 The network is a backbone with a classifier fitted to its features on the training images (ridge
 regression, in closed form); a merged GLoRA network has the same layers. Ranges are calibrated on
@@ -12,7 +18,12 @@ validation images, and all figures are of test images.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
+import os
+import shlex
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,6 +51,19 @@ from glora_deploy.store import ArtifactStore
 
 BATCH = 8
 ROW = "{:<34}{:>8}{:>8}{:>7}{:>9}{:>8}{:>9}{:>9}{:>8}"
+ELSEWHERE = """
+import sys
+import numpy as np
+import onnxruntime
+model, images, out = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+images = np.load(images, mmap_mode="r")
+parts = [images[start : start + 8] for start in range(0, len(images), 8)]
+np.save(out, np.concatenate([session.run(["logits"], {"image": part})[0] for part in parts]))
+"""
+"""All that runs in the emulator: images in, logits out."""
 
 
 def batches(images: ImageSet, backbone: Backbone) -> Iterator[Batch]:
@@ -122,8 +146,56 @@ def fastest_ms(
     return best[0], best[1]
 
 
+class Emulated:
+    """Stands in for a session: the model on a CPU that an emulator puts on."""
+
+    def __init__(self, emulator: str, model: Path) -> None:
+        self._emulator = shlex.split(emulator)
+        self._model = model
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of all images, computed by a process of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            into, out = Path(folder) / "images.npy", Path(folder) / "logits.npy"
+            np.save(into, images)
+            command = [sys.executable, "-c", ELSEWHERE, str(self._model), str(into), str(out)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            done = subprocess.run(
+                [*self._emulator, *command], env=environment, capture_output=True, text=True
+            )
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            found: NDArray[np.float32] = np.load(out)
+        return found
+
+
+def as_unsigned(signed: Path, out: Path) -> None:
+    """The same int8 model with 128 added to every weight and to its zero point."""
+    model = onnx.load(signed)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8:
+            shifted = onnx.numpy_helper.to_array(tensor).astype(np.int16) + 128
+            array = onnx.numpy_helper.from_array(shifted.astype(np.uint8), tensor.name)
+            tensor.CopyFrom(array)
+    onnx.save(model, out)
+
+
+def elsewhere(emulator: str, before: OnnxSession, int8: Path, images: Iterator[Batch]) -> str:
+    """Agreement with the float model and error of an int8 file on an emulated CPU, two columns."""
+    whole = Batch(np.concatenate([batch.images for batch in images]), None)
+    _, comparison, _ = compare_models(before, Emulated(emulator, int8), [whole])
+    return f"{comparison.agreement:>10.2%}{comparison.error:>8.3f}"
+
+
 def print_row(
-    name: str, folder: Path, int8: Path, backbone: Backbone, task: TaskData, threads: int | None
+    name: str,
+    folder: Path,
+    int8: Path,
+    backbone: Backbone,
+    task: TaskData,
+    threads: int | None,
+    emulator: str | None,
+    n_emulated: int,
 ) -> None:
     """Compare one int8 file with the float model of a folder, on one line."""
     before = OnnxSession(folder / "model.onnx", threads=threads)
@@ -145,8 +217,11 @@ def print_row(
             f"{many[0] / many[1]:.2f}",
         )
         + f"   {one[0]:.2f} -> {one[1]:.2f}, {many[0]:.2f} -> {many[1]:.2f}",
+        end="",
         flush=True,
     )
+    few = itertools.islice(batches(task.test, backbone), -(-n_emulated // BATCH))
+    print(elsewhere(emulator, before, int8, few) if emulator else "")
 
 
 def quantize_as_onnx_runtime_does(
@@ -169,6 +244,8 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--calibration-images", type=int, default=128)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--emulator", help="command that runs a program on a CPU without VNNI")
+    parser.add_argument("--emulated-images", type=int, default=48)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # ONNX Runtime's, about its own defaults
     backbone = load_backbone(
@@ -192,15 +269,20 @@ def main() -> None:
             f"{size / 1e6:.1f} MB in float, {len(task.test)} test images of {task.spec}\n"
         )
         head = ("float", "int8", "-/+", "agree", "error", "MB", "batch 1", "batch 8")
-        print(ROW.format("", *head) + "   ms")
-        naive = Path(root) / "naive.onnx"
+        print(ROW.format("", *head) + "   ms" + ("   elsewhere" if arguments.emulator else ""))
+
+        def row(name: str, int8: Path) -> None:
+            how = (arguments.threads, arguments.emulator, arguments.emulated_images)
+            print_row(name, folder, int8, backbone, task, *how)
+
+        naive, unsigned = (Path(root) / f"{name}.onnx" for name in ("naive", "unsigned"))
         count = arguments.calibration_images
         quantize_as_onnx_runtime_does(folder, naive, backbone, task, count)
-        print_row("ONNX Runtime's defaults", folder, naive, backbone, task, arguments.threads)
+        row("ONNX Runtime's defaults", naive)
         for name, changes in {
-            "int8": {},
-            "int8, 7 bits of each weight": {"seven_bit": True},
-            "int8, blocks.*.mlp.fc2 in float": {"keep_float": ("blocks.*.mlp.fc2",)},
+            "7 bits": {},
+            "7 bits, blocks.*.mlp.fc2 in float": {"keep_float": ("blocks.*.mlp.fc2",)},
+            "8 bits, --int8-target vnni": {"target": "vnni"},
         }.items():
             config = QuantizeConfig(
                 max_loss=1, n_calibration=count, threads=arguments.threads, **changes
@@ -209,7 +291,9 @@ def main() -> None:
             quantize(folder, artifact.manifest, task, config)
             seconds = time.perf_counter() - start
             out = folder / "model.int8.onnx"
-            print_row(f"{name} ({seconds:.0f} s)", folder, out, backbone, task, arguments.threads)
+            row(f"{name} ({seconds:.0f} s)", out)
+        as_unsigned(folder / "model.int8.onnx", unsigned)
+        row("8 bits, unsigned", unsigned)
 
 
 if __name__ == "__main__":
