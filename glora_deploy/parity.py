@@ -222,12 +222,13 @@ def judge(
         limits: What the first comparison must keep.
     """
     n = len(logits)
-    if not np.isfinite(logits).all():
-        bad = int((~np.isfinite(logits).all(axis=1)).sum())
-        reason = f"logits are not finite on {bad} of {n} images"
-        return Step(
-            stage=stage, inputs=inputs, n_images=n, outcome="fail", reason=reason, limits=limits
-        )
+    decisive, reference = references[0]
+    for whose, values in (("", logits), (f"{decisive}: ", reference)):
+        if bad := int((~np.isfinite(values).all(axis=1)).sum()):
+            reason = f"{whose}logits are not finite on {bad} of {n} images"
+            return Step(
+                stage=stage, inputs=inputs, n_images=n, outcome="fail", reason=reason, limits=limits
+            )
     comparisons = tuple(
         compare(logits, other, spread=spread, against=name, tie=limits.tie)
         for name, other in references

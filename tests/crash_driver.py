@@ -140,10 +140,11 @@ def cut_short(action: str, folder: Path) -> None:
             raise SystemExit(f"{action} ended with {code}")
 
 
-def work(root: Path, first: int) -> None:
-    """Put, export, make current and remove, again and again."""
+def work(root: Path, first: int, telling: int) -> None:
+    """Put, export, make current and remove, again and again; a byte tells that a round begins."""
     store = ArtifactStore.open(root)
     for seed in itertools.count(first):
+        os.write(telling, b".")
         put(store, seed)
         export(store, f"{seed}")
         versions = store.versions(TASK)
@@ -157,12 +158,19 @@ def kill(folder: Path) -> None:
     rng = random.Random(0)
     make_template(folder / "store")
     for n in range(N_KILLS):
+        told, telling = os.pipe()
         child = os.fork()
         if child == 0:
-            work(folder / "store", 1000 * (n + 1))
-        time.sleep(rng.uniform(0.002, 0.15))
+            work(folder / "store", 1000 * (n + 1), telling)
+        os.close(telling)
+        # On a busy machine a moment may pass without a step of the worker's: rounds are counted.
+        for _ in range(rng.randint(1, 5)):
+            if not os.read(told, 1):
+                raise SystemExit("a worker ended by itself")
+        time.sleep(rng.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(told)
         shutil.copytree(folder / "store", folder / f"{n:03}")
 
 

@@ -27,6 +27,8 @@ Files = dict[str, bytes]
 Fault = Literal["drop", "drop the answer"] | int
 READ, WRITE = "hf_read", "hf_write"
 """The two tokens the server knows."""
+PATIENCE_S = 3600
+"""How long a client waits for this server, which answers at once unless the machine is busy."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ class HubServer:
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()
         self._http.server_close()
-        self._thread.join(timeout=10)
+        self._thread.join()
 
     def add(self, name: str, files: Files, *, private: bool = False) -> Repo:
         """A repository that exists already, with one commit."""
@@ -98,6 +100,8 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[HubServ
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(constants, name, PATIENCE_S)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with HubServer() as server:
         yield server

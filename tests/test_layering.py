@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from imported_names import OUTSIDE, Imported, imported_names
+
 ROOT = Path(__file__).parent.parent
-SIDES = ("training", "export", "serving")
-FOLDERS = {"glora_deploy": ROOT / "glora_deploy", **{side: ROOT / side for side in SIDES}}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
+FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+CORE = "glora_deploy"
+SIDES = {package.removeprefix(f"{CORE}.") for package in FOLDERS if package.count(".") == 1}
+FRONT_DOOR = PROJECT["project"]["scripts"]["glora"].partition(":")[0]
+"""The one module of the core that may import the sides, though not before a command is called."""
 
 TORCH_FREE = (
     "artifact",
@@ -41,77 +49,190 @@ OPTIONAL = {
 """Packages that one module alone may import; annotations do not count."""
 
 
-class _RunTimeOnly(ast.NodeTransformer):
-    """Drops what stands under ``if TYPE_CHECKING``."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        typing_only = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        return None if typing_only else self.generic_visit(node)
-
-
-def imported(source: str, *, run_time_only: bool = False) -> set[str]:
-    """Absolute names that a module imports, anywhere in it."""
-    tree: ast.AST = ast.parse(source)
-    if run_time_only:
-        tree = _RunTimeOnly().visit(tree)
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level > 1:
-            found.add("..")  # out of the folder by a relative import
-    return found
+def folder_of(package: str) -> Path:
+    """Where a package lies: its own entry in package-dir or that of the nearest package above."""
+    if package in FOLDERS:
+        return ROOT / FOLDERS[package]
+    above, _, name = package.rpartition(".")
+    return (folder_of(above) if above else ROOT) / name
 
 
-def violations(folder: str, source: str) -> set[str]:
-    """Imports that a module of this folder must not make."""
-    others = {side for side in SIDES if side != folder}
-    forbidden = {f"glora_deploy.{side}" for side in others} | others
-    return {
-        name
-        for name in imported(source)
-        if name == ".." or any(name == bad or name.startswith(f"{bad}.") for bad in forbidden)
-    }
+def files() -> Iterator[tuple[str, Path]]:
+    """Every file of the project's packages, with the name it is imported by."""
+    for package in PACKAGES:
+        for path in sorted(folder_of(package).glob("*.py")):
+            yield package if path.stem == "__init__" else f"{package}.{path.stem}", path
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_core_imports_no_side_and_a_side_only_the_core(folder: str) -> None:
-    found = {
-        path.name: bad
-        for path in FOLDERS[folder].rglob("*.py")
-        if (bad := violations(folder, path.read_text("utf-8")))
-    }
-    assert found == {}
+def imports_of(module: str, path: Path) -> list[Imported]:
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    return imported_names(path.read_text("utf-8"), package)
 
 
-def test_a_planted_import_of_another_side_is_caught() -> None:
-    planted = "def f():\n    from glora_deploy.export.cli import main\n"
-    assert violations("training", planted)
-    assert violations("glora_deploy", planted)
-    assert not violations("export", planted)
+def side_of(module: str) -> str | None:
+    """The side that a module is part of, or None."""
+    top, _, rest = module.partition(".")
+    side = rest.partition(".")[0]
+    return side if top == CORE and side in SIDES else None
+
+
+def is_below(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def must_not(module: str, found: Imported) -> bool:
+    """Whether this module must not import this."""
+    if found.name == OUTSIDE or found.name.partition(".")[0] in SIDES:
+        return True  # as `training` a side is found in the repository's root only
+    home, side = side_of(module), side_of(found.name)
+    if is_below(found.name, FRONT_DOOR) and not is_below(module, FRONT_DOOR):
+        return module != f"{CORE}.__main__"
+    if home is None:
+        return side is not None and not (is_below(module, FRONT_DOOR) and found.lazy)
+    if found.relative:
+        return side != home  # the core by its absolute name: a side's folder may lie elsewhere
+    return side not in (None, home)
+
+
+def violations(module: str, source: str, *, is_package: bool = False) -> set[str]:
+    """Names that the source of a module imports although it must not."""
+    package = module if is_package else module.rpartition(".")[0]
+    return {found.name for found in imported_names(source, package) if must_not(module, found)}
+
+
+def test_the_core_imports_no_side_and_a_side_only_the_core() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{name.line} imports {name.name}"
+        for module, path in files()
+        for name in imports_of(module, path)
+        if must_not(module, name)
+    ]
+    assert found == []
+
+
+def test_every_file_belongs_to_a_package_that_is_installed() -> None:
+    known = {path for _, path in files()}
+    there = {path for package in PACKAGES for path in folder_of(package).rglob("*.py")}
+    assert there == known
+    assert {folder_of(package) / "__init__.py" for package in PACKAGES} <= known
+    assert {"training", "export", "serving"} == SIDES
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("fingerprint", "from .training.config import RunConfig"),
+        ("fingerprint", "from . import training"),
+        ("fingerprint", "from .training import *"),
+        ("fingerprint", "import glora_deploy.training"),
+        ("fingerprint", "import numpy, glora_deploy.training.config as config"),
+        ("fingerprint", "from glora_deploy import errors, serving"),
+        ("fingerprint", "import training"),
+        ("fingerprint", "from export.cli import main"),
+        ("fingerprint", "from .. import glora_deploy"),
+        ("fingerprint", "def f():\n    from glora_deploy.export.cli import main"),
+        ("fingerprint", "class A:\n    try:\n        from .export import cli\n    finally: ..."),
+        ("fingerprint", "if TYPE_CHECKING:\n    from .export.cli import main"),
+        ("fingerprint", "import_module('glora_deploy.training')"),
+        ("fingerprint", "importlib.import_module('.training.cli', 'glora_deploy')"),
+        ("fingerprint", "importlib.import_module('.training.cli', package=__package__)"),
+        ("fingerprint", "importlib.import_module(name='glora_deploy.training')"),
+        ("fingerprint", "lambda: __import__('glora_deploy.training')"),
+        ("fingerprint", "runpy.run_module('glora_deploy.export', run_name='__main__')"),
+        ("fingerprint", "pkgutil.resolve_name('glora_deploy.export.cli:main')"),
+        ("fingerprint", "def f():\n    from .cli import main"),
+        ("store.audit", "from ..training.config import RunConfig"),
+        ("store.audit", "from ... import glora_deploy"),
+        ("cli", "from glora_deploy.export import cli"),
+        ("training.config", "from glora_deploy.export.cli import main"),
+        ("training.config", "from glora_deploy import cli"),
+        ("training.config", "from ..export import cli"),
+        ("training.config", "from ..paths import Path"),
+        ("training.config", "from training.search import evolve"),
+        ("training.demo.images", "from ...export import cli"),
+        ("training.demo.images", "from ... import paths"),
+        ("training.demo.images", "import_module('...export', __package__)"),
+        ("export.hub.client", "from glora_deploy.serving import app"),
+    ],
+)
+def test_a_planted_import_of_another_side_is_caught(module: str, planted: str) -> None:
+    assert violations(f"{CORE}.{module}", planted)
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("fingerprint", "from .errors import training"),
+        ("fingerprint", "from . import errors, training_notes"),
+        ("fingerprint", "import glora_deploy.training_notes, exporter"),
+        ("fingerprint", "import_module(name); find_spec('training')"),
+        ("store.audit", "from ..errors import StoreError\nfrom . import read"),
+        (
+            "cli",
+            "def f():\n    from glora_deploy.export.cli import main\n    from .training import cli",
+        ),
+        ("__main__", "from .cli import main"),
+        ("training.config", "from .search import evolve\nfrom . import search"),
+        (
+            "training.config",
+            "from glora_deploy.paths import Path\nimport glora_deploy.training.cli",
+        ),
+        ("training.demo.images", "from ..config import RunConfig\nfrom .. import search"),
+        ("export.hub.client", "from glora_deploy.store.read import x\nfrom ..cli import main"),
+    ],
+)
+def test_an_import_that_the_rule_allows_passes(module: str, allowed: str) -> None:
+    assert violations(f"{CORE}.{module}", allowed) == set()
+
+
+def test_relative_imports_of_a_package_start_from_itself() -> None:
+    assert violations(f"{CORE}", "from .training import cli", is_package=True)
+    assert violations(f"{CORE}.store", "from ..training import cli", is_package=True)
+    assert not violations(f"{CORE}.store", "from .training import cli", is_package=True)
+    assert not violations(f"{CORE}.training", "from .config import RunConfig", is_package=True)
+    assert violations(f"{CORE}.training", "from ..export import cli", is_package=True)
+
+
+def test_a_nested_package_lies_below_the_nearest_folder_that_is_named() -> None:
+    assert folder_of("glora_deploy.store") == ROOT / "glora_deploy" / "store"
+    assert folder_of("glora_deploy.export.hub") == ROOT / "export" / "hub"
+
+
+@pytest.mark.parametrize(
+    ("source", "run"),
+    [
+        ("if TYPE_CHECKING:\n    import timm", False),
+        ("if typing.TYPE_CHECKING:\n    import timm\nelse:\n    import numpy", False),
+        ("if TYPE_CHECKING:\n    import numpy\nelse:\n    import timm", True),
+        ("if not TYPE_CHECKING:\n    import timm", True),
+        ("if not TYPE_CHECKING:\n    import numpy\nelse:\n    import timm", False),
+        ("if TYPE_CHECKING:\n    def f():\n        import timm", False),
+        ("if DEBUG:\n    import timm", True),
+        ("def f():\n    import timm", True),
+    ],
+)
+def test_what_only_a_type_checker_sees_is_told_apart(source: str, run: bool) -> None:
+    (found,) = [name for name in imported_names(source, CORE) if name.name == "timm"]
+    assert found.typing_only is not run
 
 
 @pytest.mark.parametrize(("package", "home"), OPTIONAL.items())
 def test_an_optional_package_is_imported_in_one_module_only(package: str, home: str) -> None:
     importers = {
-        str(path.relative_to(ROOT))
-        for folder in FOLDERS.values()
-        for path in folder.rglob("*.py")
-        if any(
-            name == package or name.startswith(f"{package}.")
-            for name in imported(path.read_text("utf-8"), run_time_only=True)
-        )
+        path.relative_to(ROOT).as_posix()
+        for module, path in files()
+        for found in imports_of(module, path)
+        if is_below(found.name, package) and not found.typing_only
     }
-    assert importers <= {home}
+    assert importers == {home}
 
 
 def test_tensorrt_is_loaded_by_name_in_one_module_only() -> None:
     loaders = {
         path.name
-        for path in (ROOT / "export").glob("*.py")
-        if "import_module(" in path.read_text("utf-8")
+        for module, path in files()
+        for found in imports_of(module, path)
+        if not found.name
     }
     assert loaders == {"tensorrt_library.py"}
 

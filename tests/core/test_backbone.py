@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -129,9 +130,22 @@ def test_weights_of_another_architecture_are_refused_naming_both_sides(tmp_path:
         narrow(tmp_path / "w.safetensors")
 
 
-def test_an_unknown_model_is_refused_with_close_names() -> None:
-    with pytest.raises(ValueError, match="backbone 'vit_tiny_patch' must be demo-vit or a timm"):
-        load_backbone("vit_tiny_patch")
+@pytest.mark.parametrize("tag", ["", ".augreg_in21k"])
+def test_an_unknown_model_is_refused_with_close_names(tag: str) -> None:
+    rule = rf"^backbone 'vit_tiny_patch{tag}' must be demo-vit or a timm model\. Close: (.*)\.$"
+    with pytest.raises(ValueError, match=rule) as caught:
+        load_backbone(f"vit_tiny_patch{tag}")
+    named = re.search(rule, str(caught.value))
+    assert named is not None
+    close = named[1].split(", ")
+    assert len({*close}) == 3
+    assert all("vit_tiny_patch" in name for name in close)
+    assert {*close} <= {*timm.list_models()}
+
+
+def test_a_name_like_no_other_is_refused_with_where_to_look() -> None:
+    with pytest.raises(ValueError, match=r"a timm model\. timm\.list_models\(\) lists them\.$"):
+        load_backbone("nothing_like_it")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line_with_the_way_out(

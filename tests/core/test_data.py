@@ -85,6 +85,8 @@ def test_a_folder_of_classes_is_split_60_20_20(tmp_path: Path) -> None:
     assert parts == [{0: 6, 1: 3}, {0: 2, 1: 1}, {0: 2, 1: 1}]
     everything = task.train.ids + task.val.ids + task.test.ids
     assert len(set(everything)) == 15
+    again, other = (load_task(f"folder:{tmp_path}", seed=seed) for seed in (3, 4))
+    assert again.splits_sha256 == task.splits_sha256 != other.splits_sha256
 
 
 def test_files_in_deeper_folders_and_with_upper_case_suffixes_count(tmp_path: Path) -> None:

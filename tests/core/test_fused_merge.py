@@ -364,7 +364,6 @@ def run(code: str, **environment: str) -> str:
         env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -311,7 +311,6 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from glora_deploy.export.hub import push, require_pushable
 from glora_deploy.export.model_card import MARK
 from glora_deploy.export.record import ExportRecord
 from glora_deploy.parity import PARITY_FILE, Report
-from hub_server import READ, WRITE, HubServer
+from hub_server import PATIENCE_S, READ, WRITE, HubServer
 from pushed import DELTA, MERGED, NOBODY, REPO, Pushed
 from stored_tasks import make_stored_task
 
@@ -91,6 +91,8 @@ def run_python(code: str, folder: Path, hub: HubServer) -> None:
         **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(folder / "home"),
+        "HF_HUB_ETAG_TIMEOUT": str(PATIENCE_S),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(PATIENCE_S),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
@@ -99,7 +101,6 @@ def run_python(code: str, folder: Path, hub: HubServer) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

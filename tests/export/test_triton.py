@@ -621,18 +621,37 @@ def test_a_killed_export_leaves_whole_models_and_running_again_completes_them(
     assert not (repository.parent / ".repository.new").exists()
 
 
-def test_a_second_export_waits_for_the_first(tmp_path: Path) -> None:
+def test_a_second_export_waits_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository, made = tmp_path / "repository", make_export(tmp_path)
     repository.mkdir()
     handle = os.open(repository, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    second = threading.Thread(target=write_triton, args=(repository, [made], TritonConfig()))
+    flock = fcntl.flock
+    flock(handle, fcntl.LOCK_EX)
+    order, asked = [], threading.Event()
+
+    def ask(handle: int, operation: int) -> None:
+        order.append("asked")
+        asked.set()
+        flock(handle, operation)
+        order.append("held")
+
+    def export() -> None:
+        try:
+            write_triton(repository, [made], TritonConfig())
+        finally:
+            asked.set()  # also if it never asks
+
+    monkeypatch.setattr(fcntl, "flock", ask)
+    second = threading.Thread(target=export)
     second.start()
-    second.join(timeout=0.5)
-    assert second.is_alive()
+    asked.wait()
     assert list(repository.iterdir()) == []
+    order.append("freed")
     os.close(handle)
-    second.join(timeout=60)
+    second.join()
+    assert order == ["asked", "freed", "held"]
     assert [path.name for path in repository.iterdir()] == ["pets"]
 
 

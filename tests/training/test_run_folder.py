@@ -13,6 +13,7 @@ from torch import nn
 from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.inject import find_layers
 from glora_deploy.paths import SearchSpace, Subnet
+from glora_deploy.training import run_folder
 from glora_deploy.training.config import SearchConfig
 from glora_deploy.training.run_folder import (
     RunFolder,
@@ -76,7 +77,28 @@ def test_an_interrupted_search_goes_on_where_its_scores_were_last_kept(tmp_path:
     assert resumed == whole
     # 16 of the first 19 scores had been kept; the three after them were asked for again.
     assert len(asked) == 20 + whole.n_evaluated - 16
-    assert memory.seconds > 0
+
+
+def test_the_seconds_of_a_search_add_up_over_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(run_folder.time, "perf_counter", lambda: now)
+    folder = RunFolder(tmp_path, "digits", {}, resume=False)
+    first = ScoreMemory(fitness, folder, write_every=1)
+    assert first.seconds == 0
+    now = 1040.0
+    first(make_space().largest())  # kept
+    now = 1041.0  # lost
+    assert first.seconds == 41
+    now = 5.0  # another process, whose clock starts anywhere
+    folder = RunFolder(tmp_path, "digits", {}, resume=True)
+    second = ScoreMemory(fitness, folder, write_every=1)
+    assert second.seconds == 40
+    now = 7.5
+    assert second.seconds == 42.5
+    second.write()
+    assert folder.read("scores")["seconds"] == 42.5
 
 
 @pytest.mark.parametrize("resume", [False, True])

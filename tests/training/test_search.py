@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from glora_deploy.paths import NONE, VECTOR, LayerShape, Path, SearchSpace, Subnet
+from glora_deploy.paths import (
+    NONE,
+    SUPPORTS,
+    VECTOR,
+    LayerPaths,
+    LayerShape,
+    Path,
+    SearchSpace,
+    Subnet,
+)
 from glora_deploy.training.config import SearchConfig
 from glora_deploy.training.search import Scored, evolve
 
@@ -102,12 +111,88 @@ def test_every_subnet_scored_keeps_the_limit_however_tight(limit: int) -> None:
     assert max(counts) >= limit * 0.8
 
 
+def test_random_subnets_within_the_limit_are_taken_as_they_come() -> None:
+    space, limit = make_space(), 260
+    fitness = Counted(always(0.0))
+    config = SearchConfig(
+        population=12, generations=0, mutations=6, crossovers=6, max_parameters=limit
+    )
+    evolve(space, fitness, config, random.Random(4))
+    rng = random.Random(4)
+    drawn = []
+    for _ in range(60):
+        chosen: dict[str, dict[str, Path]] = {layer: {} for layer in space.shapes}
+        for layer in space.shapes:
+            for support in SUPPORTS:
+                if len(offered := space.choices(layer, support)) > 1:
+                    chosen[layer][support] = offered[rng.randrange(len(offered))]
+        drawn.append(Subnet({layer: LayerPaths(**paths) for layer, paths in chosen.items()}))
+    sizes = [subnet.n_parameters(space.shapes) for subnet in drawn]
+    assert fitness.asked == [s for s, size in zip(drawn, sizes, strict=True) if size <= limit][:12]
+    assert max(sizes[:20]) > limit
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 140), (500, None), (300, 320)])
+def test_a_given_subnet_is_brought_within_the_limits_and_left_alone_if_it_keeps_them(
+    least: int, most: int | None
+) -> None:
+    space = make_space()
+    config = SearchConfig(
+        population=4,
+        generations=0,
+        mutations=2,
+        crossovers=2,
+        min_parameters=least,
+        max_parameters=most,
+    )
+    for given in (space.smallest(), space.largest()):
+        for seed in range(20):
+            fitness = Counted(always(0.0))
+            evolve(space, fitness, config, random.Random(seed), first=[given])
+            size = fitness.asked[0].n_parameters(space.shapes)
+            assert least <= size <= (most or size)
+            before = given.n_parameters(space.shapes)
+            if least <= before <= (most or before):
+                assert fitness.asked[0] == given
+
+
+@pytest.mark.parametrize(("least", "most", "sizes"), [(1, 4, {1, 2}), (0, 6, {5, 6})])
+def test_a_repair_stops_as_soon_as_the_limits_are_kept(
+    least: int, most: int, sizes: set[int]
+) -> None:
+    shape = LayerShape(kind="affine", d_out=5, d_in=1, bias=False)
+    space = SearchSpace({"norm": shape}, (1,))
+    config = SearchConfig(
+        population=1,
+        generations=0,
+        mutations=0,
+        crossovers=1,
+        min_parameters=least,
+        max_parameters=most,
+    )
+    found = set()
+    for seed in range(40):
+        fitness = Counted(always(0.0))
+        evolve(space, fitness, config, random.Random(seed), first=[space.largest()])
+        found.add(fitness.asked[0].n_parameters(space.shapes))
+    assert found == sizes
+
+
 def test_at_limit_zero_the_only_subnet_is_scored_once() -> None:
     space = make_space()
     fitness = Counted(always(0.0))
     result = evolve(space, fitness, SearchConfig(max_parameters=0), random.Random(0))
     assert fitness.asked == [space.smallest()]
     assert result.best == Scored(space.smallest(), 0.0, 0)
+    assert result.best_fitness == (0.0,)
+
+
+def test_where_the_least_is_the_most_only_the_largest_subnet_is_scored() -> None:
+    space = make_space()
+    largest = space.largest().n_parameters(space.shapes)
+    fitness = Counted(always(0.0))
+    evolve(space, fitness, SearchConfig(min_parameters=largest), random.Random(0))
+    assert fitness.asked == [space.largest()]
 
 
 def test_a_space_smaller_than_the_population_is_scored_whole() -> None:
@@ -143,11 +228,14 @@ def test_both_limits_are_kept_where_few_random_subnets_lie() -> None:
 def test_limits_that_no_subnet_keeps_are_refused() -> None:
     space = make_space()
     largest = space.largest().n_parameters(space.shapes)
-    with pytest.raises(ValueError, match=f"min_parameters must be at most {largest}, the largest"):
+    rule = f"min_parameters must be at most {largest}, the largest subnet, got {largest + 1}"
+    with pytest.raises(ValueError, match=f"^search: {rule}$"):
         evolve(space, always(0.0), SearchConfig(min_parameters=largest + 1), random.Random(0))
     shape = LayerShape(kind="affine", d_out=5, d_in=1, bias=False)
     gap = SearchConfig(min_parameters=3, max_parameters=4)  # there are 0, 1, 2, 5, 6 and 10
-    with pytest.raises(ValueError, match="found no subnet with 3 to 4 parameters"):
+    with pytest.raises(
+        ValueError, match=r"^search: found no subnet with 3 to 4 parameters\. Widen"
+    ):
         evolve(SearchSpace({"norm": shape}, (1,)), always(0.0), gap, random.Random(0))
 
 
