@@ -46,8 +46,7 @@ glora-train --task digits --compare-lora --max-parameters 50k
 
 glora-train --task pets --data folder:photos/pets --backbone vit_small_patch16_224
 
-glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M \\
-    --backbone vit_base_patch16_224.orig_in21k
+glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --backbone vit_base_patch16_224
 
 The same command again goes on with a run that was interrupted.
 """
