@@ -12,6 +12,7 @@ from factories import make_draft, make_store, make_tensors
 from glora_deploy import console
 from glora_deploy.cli import app
 from glora_deploy.fingerprint import fingerprint
+from glora_deploy.parity import PARITY_FILE, Report, Step
 from glora_deploy.store import ArtifactStore
 
 
@@ -227,3 +228,21 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(
     make_listed_store(tmp_path)
     monkeypatch.setattr(console.stdout, "width", 80)
     assert "…" not in run("list", "--store", tmp_path).output
+
+
+def test_the_proof_of_another_delta_is_not_shown_as_this_ones(tmp_path: Path) -> None:
+    store = make_listed_store(tmp_path)
+    step = Step(stage="merged-fp32", inputs="noise", n_images=1, outcome="pass")
+    for task, text in (("cats", "fp32 of another delta"), ("pets", "fp32 0e+00")):
+        place = store.export_dir(store.get(task), "fp32")
+        place.mkdir(parents=True)
+        report = Report(
+            task="pets",
+            version="v2",
+            precision="fp32",
+            adapter_sha256=store.get("pets").manifest.adapter.sha256,
+            data="noise",
+            steps=(step,),
+        )
+        (place / PARITY_FILE).write_bytes(report.to_json())
+        assert text in run("list", "--store", tmp_path).output

@@ -22,7 +22,7 @@ from glora_deploy.backbone import load_backbone, load_timm_folder
 from glora_deploy.errors import ArtifactError, GloraDeployError
 from glora_deploy.export import to_merged
 from glora_deploy.export.build import ExportConfig, export, verify_export
-from glora_deploy.export.networks import exported_network, torch_logits
+from glora_deploy.export.networks import _lies_in, exported_network, torch_logits
 from glora_deploy.export.stored_backbone import backbone_of
 from glora_deploy.export.to_merged import config_bytes
 from glora_deploy.preprocess import Preprocessing
@@ -95,12 +95,27 @@ def test_the_compared_network_is_the_one_that_timm_loads(
     loaded = load_timm_folder(folder)
     assert loaded.labels == artifact.manifest.labels
     assert loaded.preprocessing == Preprocessing.from_timm(resolve_model_data_config(theirs))
+    # Each layer gives its pages back once it has run.
+    assert any(module._forward_hooks for module in ours.modules()) == is_mapped
     # Parameters that cost no memory of their own: writing the file shows in them.
     with (folder / "model.safetensors").open("rb+") as file:
         file.seek(-4, 2)
         file.write(np.float32(123).tobytes())
     last = [p for p in ours.state_dict().values() if (p == 123).any()]
     assert bool(last) == is_mapped
+
+
+def test_a_weight_that_timm_changed_stays_as_timm_left_it(made: Made) -> None:
+    _, _, folder = made
+    path = folder / "model.safetensors"
+    model = load_timm_folder(folder).model
+    assert _lies_in(model, path)
+    with torch.no_grad():
+        model.state_dict(keep_vars=True)["pos_embed"].add_(0)
+    assert not _lies_in(model, path)
+    model = load_timm_folder(folder).model
+    model.load_state_dict({"head.bias": torch.zeros(5)}, strict=False, assign=True)
+    assert not _lies_in(model, path)
 
 
 def test_the_files_may_go_while_the_network_lives(own: Made) -> None:
