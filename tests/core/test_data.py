@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from glora_deploy.data import ImageSet, TaskData, load_task
+from glora_deploy.demo_data import BUILT_IN_TASKS
 from glora_deploy.errors import DataError
 from glora_deploy.image_set import ArrayImages, split_by_class
 
@@ -181,6 +182,32 @@ def test_lists_draw_val_and_count_classes_by_the_largest_label(tmp_path: Path) -
     assert task.classes == ("0", "1", "2")
     assert (len(task.train), len(task.val), len(task.test)) == (16, 4, 1)
     assert all(image_id.startswith("my pictures/") for image_id in task.train.ids)
+    again, other = (load_task(f"lists:{tmp_path}", seed=seed) for seed in (0, 1))
+    assert again.splits_sha256 == task.splits_sha256 != other.splits_sha256
+
+
+def test_a_task_keeps_how_it_was_loaded(tmp_path: Path) -> None:
+    root = tmp_path / "a:b"  # only the first colon ends the kind
+    write_class_folders(root / "folder", {"a": 5, "b": 5})
+    (root / "lists").mkdir()
+    train = "".join(f"{i}.png {i % 2}\n" for i in range(10))
+    write_lists(root / "lists", {"train.txt": train, "test.txt": "t.png 0"})
+    for kind in ("folder", "lists"):
+        task = load_task(f"{kind}:{root / kind}", seed=11)
+        assert (task.name, task.spec, task.seed) == (kind, f"{kind}:{root / kind}", 11)
+
+
+def test_a_built_in_task_is_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = make_task()
+    seeds = []
+
+    def draw(seed: int) -> TaskData:
+        seeds.append(seed)
+        return drawn
+
+    monkeypatch.setitem(BUILT_IN_TASKS, "digits", draw)
+    assert load_task("digits", seed=5) is drawn
+    assert seeds == [5]
 
 
 def test_classes_are_named_by_their_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -352,6 +353,36 @@ def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
 
 def test_a_field_given_twice_is_named() -> None:
     assert "key 'seed' must occur once" in refusal(NOT_JSON["a field twice"])
+
+
+def test_a_head_tensor_outside_the_classifiers_is_named() -> None:
+    draft = make_draft()
+    backbone = draft.backbone.model_copy(update={"classifier": ("head", "head_dist")})
+    head = {f"{name}.weight": (4, 5) for name in ("head", "head_dist", "blocks.9")}
+    rule = "head must hold tensors of head, head_dist only, got 'blocks.9.weight'"
+    with pytest.raises(ValidationError, match=re.escape(rule)):
+        make_manifest(backbone=backbone, head=head, n_head_parameters=60)
+
+
+def test_a_number_that_is_not_finite_is_named() -> None:
+    for name, text in (("NaN", "NaN"), ("infinity", "-Infinity")):
+        told = refusal(NOT_JSON[name])
+        assert told == f"must be JSON: numbers must be finite, got {text}. Restore the file."
+
+
+def test_a_file_may_be_as_long_as_the_limit_and_is_named_by_default() -> None:
+    data = make_manifest().to_json()
+    padded = data + b" " * (16 * 2**20 - len(data))
+    assert Manifest.from_json(padded) == make_manifest()
+    with pytest.raises(ArtifactError, match=rf"^manifest\.json: .* {16 * 2**20} bytes, got"):
+        Manifest.from_json(padded + b" ")
+
+
+def test_the_file_is_for_people_too() -> None:
+    data = make_manifest(labels=("ä", "b", "c", "d")).to_json()
+    assert data.startswith(b'{\n "format_version": 1,\n "task": "pets",\n')
+    assert '"ä"'.encode() in data
+    assert data.endswith(b"\n}\n")
 
 
 JSON_VALUES = st.recursive(
