@@ -146,7 +146,8 @@ def import_peft(adapter: Adapter, backbone: Backbone) -> Imported:
     if (origin_name := config.base_model_name_or_path) is not None:
         # A folder below this one may look like a repository on the Hub.
         here = Path(origin_name)
-        origin["trained_on"] = here.name if here.exists() else name_alone(origin_name)
+        name = name_alone(str(here.absolute()) if here.exists() else origin_name)
+        origin["trained_on"] = name
     notes = []
     if any(place.count > 1 for place in parts):
         notes.append("query, key and value became one layer: ranks add up, and C and D went into E")

@@ -248,6 +248,7 @@ def test_the_bytes_of_a_report_are_these() -> None:
         "n_images": 0,
         "outcome": "skipped",
         "reason": "no GPU",
+        "provider": "",
         "limits": None,
         "comparisons": [],
     }

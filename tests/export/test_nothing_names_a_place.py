@@ -194,11 +194,7 @@ def as_before(task: Pushed, name: str, **changes: object) -> None:
         inside, _, leaf = key.rpartition("__")
         (content[inside] if inside else content)[leaf] = value
     path.write_text(json.dumps(content), "utf-8")
-    record = ExportRecord.read(task.folder)
-    assert record is not None
-    again = ExportRecord.of_folder(
-        task.folder, task.artifact.manifest, "fp32", record.formats, usable=True
-    )
+    again = ExportRecord.of_folder(task.folder, task.artifact.manifest, "fp32", usable=True)
     again.write(task.folder)
 
 

@@ -84,7 +84,8 @@ def test_the_seconds_of_a_search_add_up_over_interruptions(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(run_folder.time, "perf_counter", lambda: now)
-    folder = RunFolder(tmp_path, "digits", {}, resume=False)
+    folder = RunFolder(tmp_path, "digits")
+    folder.path.mkdir(parents=True)
     first = ScoreMemory(fitness, folder, write_every=1)
     assert first.seconds == 0
     now = 1040.0
@@ -92,7 +93,7 @@ def test_the_seconds_of_a_search_add_up_over_interruptions(
     now = 1041.0  # lost
     assert first.seconds == 41
     now = 5.0  # another process, whose clock starts anywhere
-    folder = RunFolder(tmp_path, "digits", {}, resume=True)
+    folder = RunFolder(tmp_path, "digits")
     second = ScoreMemory(fitness, folder, write_every=1)
     assert second.seconds == 40
     now = 7.5
