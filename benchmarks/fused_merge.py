@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glora_deploy.fused_merge import N_THREADS, MergeJob, fused_merge_layers
+from glora_deploy.merge.cpu import N_THREADS, MergeJob, fused_merge_layers
 
 SHAPES = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
 """``(d_out, d_in)`` of qkv, proj, fc1 and fc2, block by block."""

@@ -22,11 +22,7 @@ from statistics import median
 import torch
 from fused_merge import SHAPES, Layer, make_layer, merge_with_peft, units_off
 
-from glora_deploy.fused_merge_cuda import (
-    CudaMergeJob,
-    fused_merge_layers_cuda,
-    fused_merge_torch,
-)
+from glora_deploy.merge.cuda import CudaMergeJob, fused_merge_layers_cuda, fused_merge_torch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -26,15 +26,15 @@ import numpy as np, sys, torch
 sys.path.insert(0, "tests")
 from pathlib import Path
 from stored_tasks import make_backbone
-from glora_deploy.inject import find_layers
-from glora_deploy.manifest import *
-from glora_deploy.paths import LayerPaths
-from glora_deploy.records import *
-from glora_deploy.store import ArtifactStore
+from glora_deploy.glora.supernet_layers import find_layers
+from glora_deploy.store.manifest import *
+from glora_deploy.glora.forms import LayerForms
+from glora_deploy.store.manifest_fields import *
+from glora_deploy.store.store import ArtifactStore
 root = Path(sys.argv[1])
 backbone = make_backbone(sys.argv[2], input_size=224)
 layers = find_layers(backbone.build(10), exclude=backbone.classifier)
-paths = LayerPaths.parse("A=lora:4 B=lora:4 C=lora:4 D=vector E=vector")
+paths = LayerForms.parse("A=lora:4 B=lora:4 C=lora:4 D=vector E=vector")
 draft = ManifestDraft(
     backbone=backbone.record(),
     preprocessing=backbone.preprocessing_record(),
@@ -57,10 +57,10 @@ OURS = """
 import resource, sys, time
 start = time.perf_counter()
 from pathlib import Path
-from glora_deploy.atomic import flush
-from glora_deploy.merged_file import write_merged
-from glora_deploy.records import FileRecord
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.atomic_files import flush
+from glora_deploy.merge.to_file import write_merged
+from glora_deploy.store.manifest_fields import FileRecord
+from glora_deploy.store.store import ArtifactStore
 imported = time.perf_counter()
 store = ArtifactStore.open(sys.argv[1])
 artifact = store.get("bench")
@@ -81,7 +81,7 @@ import os, timm, torch
 from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from glora_deploy.records import FileRecord
+from glora_deploy.store.manifest_fields import FileRecord
 imported = time.perf_counter()
 (weights,) = Path(sys.argv[1]).glob(".backbones/*/model.safetensors")
 model = timm.create_model("vit_base_patch16_224", num_classes=10)

@@ -27,11 +27,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from glora_deploy.export.ranges import find_overflow
-from glora_deploy.export.runtime import OnnxSession
-from glora_deploy.export.skeleton import SkeletonCache, SkeletonSpec
-from glora_deploy.export.to_onnx import write_onnx
-from glora_deploy.export.trace import build_skeleton
+from glora_deploy.export.onnx_model.fp16_overflow import find_overflow
+from glora_deploy.export.onnx_model.graph_cache import SkeletonCache, SkeletonSpec
+from glora_deploy.export.onnx_model.ort_session import OnnxSession
+from glora_deploy.export.onnx_model.trace import build_skeleton
+from glora_deploy.export.onnx_model.write import write_onnx
 
 METADATA = {"task": "benchmark"}
 
@@ -39,9 +39,9 @@ NEXT_TASK = """
 # What the command line does for a task whose graph is in the cache: no torch in the process.
 import json, sys, time
 from pathlib import Path
-from glora_deploy.export.half import to_precision
-from glora_deploy.export.skeleton import SkeletonCache, SkeletonSpec
-from glora_deploy.export.to_onnx import write_onnx
+from glora_deploy.export.onnx_model.half_precision import to_precision
+from glora_deploy.export.onnx_model.graph_cache import SkeletonCache, SkeletonSpec
+from glora_deploy.export.onnx_model.write import write_onnx
 folder, precision, single = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "single"
 spec = SkeletonSpec(**json.loads(sys.argv[4]))
 start, start_cpu = time.perf_counter(), time.process_time()

@@ -35,19 +35,19 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import quantize_static
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import Backbone, load_backbone
-from glora_deploy.data import ImageSet, TaskData, load_task
-from glora_deploy.export.build import ExportConfig, export
-from glora_deploy.export.int8_report import Batch, compare_models
-from glora_deploy.export.quantize import QuantizeConfig, quantize
-from glora_deploy.export.runtime import OnnxSession
-from glora_deploy.inject import find_layers
-from glora_deploy.manifest import LayerRecord, ManifestDraft
-from glora_deploy.paths import LayerPaths
-from glora_deploy.preprocess import preprocess_batch
-from glora_deploy.records import TrainingRecord
-from glora_deploy.store import ArtifactStore
+from glora_deploy.backbones.load import Backbone, load_backbone
+from glora_deploy.data.load import ImageSet, TaskData, load_task
+from glora_deploy.data.preprocess import preprocess_batch
+from glora_deploy.export.int8.quantize import QuantizeConfig, quantize
+from glora_deploy.export.int8.report import Batch, compare_models
+from glora_deploy.export.onnx_model.ort_session import OnnxSession
+from glora_deploy.export.pipeline import ExportConfig, export
+from glora_deploy.glora.forms import LayerForms
+from glora_deploy.glora.supernet_layers import find_layers
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.manifest import LayerRecord, ManifestDraft
+from glora_deploy.store.manifest_fields import TrainingRecord
+from glora_deploy.store.store import ArtifactStore
 
 BATCH = 8
 ROW = "{:<34}{:>8}{:>8}{:>7}{:>9}{:>8}{:>9}{:>9}{:>8}"
@@ -114,7 +114,7 @@ def store_task(
         backbone=backbone.record(),
         preprocessing=backbone.preprocessing_record(),
         labels=task.classes,
-        layers={name: LayerRecord.of(shape, LayerPaths()) for name, shape in layers.items()},
+        layers={name: LayerRecord.of(shape, LayerForms()) for name, shape in layers.items()},
         training=TrainingRecord(**{**unknown, "method": "ridge", "versions": {}, "settings": {}}),
     )
     return store, store.put("benchmark", classifier, draft)

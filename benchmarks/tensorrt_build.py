@@ -23,10 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from glora_deploy.export.plan import PlanConfig
-from glora_deploy.export.tensorrt_library import load_tensorrt, logger_of
-from glora_deploy.export.to_tensorrt import write_plan
-from glora_deploy.parity import Precision
+from glora_deploy.export.tensorrt_plan.build import write_plan
+from glora_deploy.export.tensorrt_plan.library import load_tensorrt, logger_of
+from glora_deploy.export.tensorrt_plan.plan_json import PlanConfig
+from glora_deploy.precision import Precision
 
 BATCH = (1, 8, 32)
 
@@ -96,9 +96,9 @@ def make_folder(folder: Path, model_name: str, precision: Precision) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from glora_deploy.export.half import to_precision
-    from glora_deploy.export.to_onnx import write_onnx
-    from glora_deploy.export.trace import build_skeleton
+    from glora_deploy.export.onnx_model.half_precision import to_precision
+    from glora_deploy.export.onnx_model.trace import build_skeleton
+    from glora_deploy.export.onnx_model.write import write_onnx
 
     model = timm.create_model(model_name, num_classes=100).eval()
     size = model.pretrained_cfg["input_size"]

@@ -22,13 +22,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from glora_deploy.export.engine import Engine
-from glora_deploy.export.half import to_precision
-from glora_deploy.export.plan import PlanConfig
-from glora_deploy.export.to_onnx import write_onnx
-from glora_deploy.export.to_tensorrt import write_plan
-from glora_deploy.export.trace import build_skeleton
-from glora_deploy.tensor_file import map_tensors
+from glora_deploy.export.onnx_model.half_precision import to_precision
+from glora_deploy.export.onnx_model.trace import build_skeleton
+from glora_deploy.export.onnx_model.write import write_onnx
+from glora_deploy.export.tensorrt_plan.build import write_plan
+from glora_deploy.export.tensorrt_plan.engine import Engine
+from glora_deploy.export.tensorrt_plan.plan_json import PlanConfig
+from glora_deploy.store.mapped_safetensors import map_tensors
 
 BATCHES = (1, 8, 32)
 REPEATS = 50

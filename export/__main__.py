@@ -1,5 +1,5 @@
 """``python -m glora_deploy.export``."""
 
-from .cli import main
+from .cli.commands import main
 
 main()

@@ -15,11 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from glora_deploy.atomic import flush, flush_tree, replace_folder, scratch_folder, sweep
 from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.parity import PARITY_FILE, Report
-
-from .files import FILES, WEIGHTS_FILE
+from glora_deploy.store.atomic_files import flush, flush_tree, replace_folder, scratch_folder, sweep
+from glora_deploy.store.export_record import FILES, WEIGHTS_FILE
 
 NAMES = frozenset({PARITY_FILE, WEIGHTS_FILE, *(Path(n).name for f in FILES.values() for n in f)})
 """All that such a folder may hold: the files of every format, without their folders."""

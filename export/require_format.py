@@ -11,20 +11,26 @@ from pathlib import Path
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from glora_deploy.artifact import MANIFEST, Artifact, read_artifact
 from glora_deploy.errors import ArtifactError
-from glora_deploy.export_record import require_precision
-from glora_deploy.manifest import Manifest
-from glora_deploy.parity import Precision
-from glora_deploy.records import short
-from glora_deploy.tensor_file import PRECISIONS, is_float, read_layout
+from glora_deploy.precision import PRECISIONS, Precision, is_float
+from glora_deploy.store.artifact import MANIFEST, Artifact, read_artifact
+from glora_deploy.store.export_record import (
+    DELTA_FOLDER,
+    INT8_REPORT_FILE,
+    MODEL_FILE,
+    SIDECAR_FILE,
+    WEIGHTS_FILE,
+    Format,
+    require_precision,
+)
+from glora_deploy.store.manifest import Manifest
+from glora_deploy.store.mapped_safetensors import read_layout
+from glora_deploy.strict_record import short
 
-from .files import DELTA_FOLDER, INT8_REPORT_FILE, MODEL_FILE, SIDECAR_FILE, WEIGHTS_FILE
-from .int8_report import QuantizeReport
-from .plan import read_plan_info
-from .record import Format
-from .to_merged import require_config
-from .to_onnx import describe
+from .int8.report import QuantizeReport
+from .onnx_model.write import describe
+from .tensorrt_plan.plan_json import read_plan_info
+from .timm_folder import require_config
 
 
 def require_format(

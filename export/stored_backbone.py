@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glora_deploy.errors import BackboneMismatchError, StoreError
-from glora_deploy.fingerprint import fingerprint
-from glora_deploy.manifest import Manifest
-from glora_deploy.store import ArtifactStore
-from glora_deploy.store_audit import backbone_option
-from glora_deploy.store_read import BACKBONE_WEIGHTS
-from glora_deploy.tensor_file import map_tensors
+from glora_deploy.store.audit import backbone_option
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.manifest import Manifest
+from glora_deploy.store.mapped_safetensors import map_tensors
+from glora_deploy.store.reader import BACKBONE_WEIGHTS
+from glora_deploy.store.store import ArtifactStore
 
 if TYPE_CHECKING:  # it brings torch, which most exports do without until they are compared
-    from glora_deploy.backbone import Backbone
+    from glora_deploy.backbones.load import Backbone
 
 
 def backbone_of(store: ArtifactStore, manifest: Manifest) -> Path:

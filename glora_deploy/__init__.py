@@ -3,18 +3,16 @@
 The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`` import:
 
 ===================  ============================================================================
-``paths``            which form each support takes; subnets and the space they are drawn from
-``layer, inject``    frozen layers with supports; a backbone turned into a supernet and back
-``merge``            the merge as plain functions; ``fused_merge`` the same in one pass over memory
-``merged_file``      backbone and delta in, the merged network's safetensors file out
-``manifest``         what one artifact is; ``artifact`` one version on disk; ``store`` all of them
-``pack, unpack``     tasks of a store in one file; ``prune`` what no version uses any more
-``backbone``         the frozen timm model; ``preprocess`` images in, its inputs out
-``data``             a task's images: ``data_folder``, ``data_lists``, ``demo_data``; ``image_file``
-                     reads one, ``data_check`` finds what is wrong with them all
-``checkpoint_file``  its weights as trainers save them; ``file_kind`` what a file is by its content
-``parity``           do two stages compute the same
-``redact``           what others may see of a manifest
+``glora``            the method: forms of supports, layers that carry them, the search space
+``merge``            frozen weights and supports in, vanilla weights out
+``store``            artifacts on disk; ``packs`` tasks in one file, to share them
+``backbones``        the frozen networks, found, loaded and fingerprinted
+``data``             images in, labelled splits and network inputs out
+``parity``           do two stages compute the same; ``machine`` where that was measured
+``cli``              the program ``glora``; ``console``, ``quiet`` what every program shares
+``errors``           what can go wrong in the world, as one tree
+``precision``        fp32, fp16, bf16; ``strict_record`` JSON files as typed records
+``file_kind``        what a file is, by its content; ``wording`` names in messages
 ===================  ============================================================================
 
 This module imports nothing, so that the parts without torch stay usable without it.

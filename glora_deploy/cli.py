@@ -11,15 +11,16 @@ from typing import Annotated, get_args
 import typer
 from rich.progress import Progress, TaskID
 
-from .artifact import Artifact
 from .console import make_table, one_line_errors, progress_bars, stdout, wrong_usage_of
 from .errors import ArtifactError, NotInStoreError, StoreError
-from .pack import pack as write
-from .parity import PARITY_FILE, Precision, Report
-from .prune import prune as remove_unused
-from .store import ArtifactStore
-from .store_read import BACKBONE_WEIGHTS, BACKBONES, require_slug
-from .unpack import unpack as take_in
+from .packs.pack import pack as write
+from .packs.unpack import unpack as take_in
+from .parity import PARITY_FILE, Report
+from .precision import Precision
+from .store.artifact import Artifact
+from .store.prune import prune as remove_unused
+from .store.reader import BACKBONE_WEIGHTS, BACKBONES, require_slug
+from .store.store import ArtifactStore
 
 app = typer.Typer(
     add_completion=False,

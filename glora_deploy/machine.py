@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .records import Count, Line, Record
+from .strict_record import Count, Line, Record
 
 INSTRUCTION_SETS = (
     *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni"),

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import ArtifactError, ParityError
 from .machine import Machine
+from .precision import Precision
 
 PARITY_FILE = "parity.json"
 """The report beside the files of an export."""
 
-Precision = Literal["fp32", "fp16", "bf16"]
 Outcome = Literal["pass", "fail", "skipped"]
 
 

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from factories import make_draft, make_store, make_tensors
-from glora_deploy import atomic
-from glora_deploy.export_record import ExportRecord
-from glora_deploy.fingerprint import fingerprint
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store import atomic_files
+from glora_deploy.store.export_record import ExportRecord
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.store import ArtifactStore
 
 TASK = "pets"
 BACKBONE = {"w": np.arange(12, dtype=np.float32).reshape(3, 4)}
@@ -59,7 +59,7 @@ def export(store: ArtifactStore, text: str = "new", version: str | None = None) 
 
 def export_without_exchange(store: ArtifactStore) -> None:
     """As on a system that cannot exchange two names."""
-    atomic._exchange = lambda a, b: False
+    atomic_files._exchange = lambda a, b: False
     export(store)
 
 

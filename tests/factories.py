@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.manifest import (
+from glora_deploy.glora.forms import LayerForms, LayerShape
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.manifest import (
     BackboneRecord,
     LayerRecord,
     ManifestDraft,
     PreprocessingRecord,
     TrainingRecord,
 )
-from glora_deploy.paths import LayerPaths, LayerShape
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.store import ArtifactStore
 
 LAYERS: Mapping[str, tuple[LayerShape, str]] = {
     "patch_embed.proj": (
@@ -62,7 +62,7 @@ def make_draft(
         ),
         "labels": LABELS,
         "layers": {
-            name: LayerRecord.of(shape, LayerPaths.parse(paths))
+            name: LayerRecord.of(shape, LayerForms.parse(paths))
             for name, (shape, paths) in layers.items()
         },
         "training": TrainingRecord(

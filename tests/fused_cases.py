@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from glora_deploy.paths import SUPPORTS, LayerPaths, LayerShape
+from glora_deploy.glora.forms import SUPPORTS, LayerForms, LayerShape
 from reference import Float64, reference_merge, reference_round
 
 SCALES = (1.0, 1.0, 1e-3, 1e3, 1e-30, 1e30)
@@ -40,7 +40,7 @@ def make_case(
     def normal(*sizes: int) -> NDArray[np.float32]:
         return rng.standard_normal(sizes).astype(np.float32)
 
-    tensors = LayerPaths.parse(paths).tensor_shapes(shape)
+    tensors = LayerForms.parse(paths).tensor_shapes(shape)
     return Case(
         normal(d_out, d_in),
         normal(d_out) if bias else None,
@@ -71,7 +71,7 @@ def cases(draw: st.DrawFn, largest: int = 40) -> Case:
         return values.astype(np.float32)
 
     supports = {
-        name: numbers(sizes) for name, sizes in LayerPaths(**chosen).tensor_shapes(shape).items()
+        name: numbers(sizes) for name, sizes in LayerForms(**chosen).tensor_shapes(shape).items()
     }
     if "A" in supports and draw(st.booleans()):
         supports["A"] = np.full_like(supports["A"], -1)

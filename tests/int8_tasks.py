@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factories import make_draft, make_store, make_tensors
-from glora_deploy.export.runtime import OnnxSession
-from glora_deploy.export.to_onnx import describe, write_onnx
-from glora_deploy.image_set import ArrayImages, ImageSet, TaskData
-from glora_deploy.manifest import Manifest
-from glora_deploy.preprocess import Preprocessing, normalise
-from glora_deploy.records import PreprocessingRecord
+from glora_deploy.data.image_set import ArrayImages, ImageSet, TaskData
+from glora_deploy.data.preprocess import Preprocessing, normalise
+from glora_deploy.export.onnx_model.ort_session import OnnxSession
+from glora_deploy.export.onnx_model.write import describe, write_onnx
+from glora_deploy.store.manifest import Manifest
+from glora_deploy.store.manifest_fields import PreprocessingRecord
 from onnx_networks import input_size, make_network, make_skeleton, write_weights
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")

@@ -8,8 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from glora_deploy.layer import GloraLayer
-from glora_deploy.paths import SUPPORTS, LayerPaths, LayerShape, Support
+from glora_deploy.glora.forms import SUPPORTS, LayerForms, LayerShape, Support
+from glora_deploy.glora.layer import GloraLayer
 
 BASES = {
     "linear": lambda: nn.Linear(5, 7),
@@ -61,7 +61,7 @@ def make_input(name: str, seed: int = 2) -> Tensor:
     return torch.randn((3, 5) if takes_vectors else (3, 4, 9, 8), generator=generator)
 
 
-def every_paths(shape: LayerShape, ranks: Sequence[int] = RANKS) -> Iterator[LayerPaths]:
+def every_paths(shape: LayerShape, ranks: Sequence[int] = RANKS) -> Iterator[LayerForms]:
     """Every combination of paths that a layer of this shape can take."""
     for chosen in product(*(shape.choices(support, ranks) for support in SUPPORTS)):
-        yield LayerPaths(*chosen)
+        yield LayerForms(*chosen)

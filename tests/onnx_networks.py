@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from glora_deploy.export.trace import build_skeleton
+from glora_deploy.export.onnx_model.trace import build_skeleton
 
 SIZE = 32
 N_CLASSES = 5

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from crash_driver import KILLED, die_at, in_child
-from glora_deploy import atomic
 from glora_deploy.export.out_folder import write_out
 from glora_deploy.parity import Report
+from glora_deploy.store import atomic_files
 
 NAMES = ("model.onnx", "model.safetensors", "parity.json")
 
@@ -37,7 +37,7 @@ def make_files(folder: Path, text: str) -> dict[str, Path]:
 def replace(source: dict[str, Path], out: Path, *, exchange: bool) -> None:
     """Put the files in the place of those there; ``exchange`` as systems can that swap names."""
     if not exchange:
-        atomic._exchange = lambda a, b: False
+        atomic_files._exchange = lambda a, b: False
     write_out(source, out)
 
 

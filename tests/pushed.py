@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.export.hub import pull, push
-from glora_deploy.store import ArtifactStore
+from glora_deploy.export.hub.push_pull import pull, push
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.store import ArtifactStore
 from hub_server import WRITE, Files, HubServer
 
 REPO = "ann/pets"

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import Backbone, load_backbone
-from glora_deploy.export.networks import write_reference
+from glora_deploy.backbones.load import Backbone, load_backbone
+from glora_deploy.export.parity_check.torch_networks import write_reference
 from glora_deploy.export.stored_backbone import backbone_of
-from glora_deploy.fingerprint import fingerprint
-from glora_deploy.inject import extract_supports, find_layers, glora_layers, inject
-from glora_deploy.manifest import LayerRecord, ManifestDraft
-from glora_deploy.paths import LayerKind
-from glora_deploy.records import TrainingRecord
-from glora_deploy.store import ArtifactStore
+from glora_deploy.glora.forms import LayerKind
+from glora_deploy.glora.supernet_layers import extract_supports, find_layers, glora_layers, inject
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.manifest import LayerRecord, ManifestDraft
+from glora_deploy.store.manifest_fields import TrainingRecord
+from glora_deploy.store.store import ArtifactStore
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 

@@ -27,10 +27,10 @@ import numpy as np
 
 from factories import make_draft, make_store, make_tensors
 from glora_deploy.errors import GloraDeployError
-from glora_deploy.export_record import ExportRecord
-from glora_deploy.fingerprint import fingerprint
-from glora_deploy.prune import prune
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.export_record import ExportRecord
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.prune import prune
+from glora_deploy.store.store import ArtifactStore
 
 TASKS = ("pets", "cats")
 """Their versions come and go one by one."""

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glora_deploy.backbone import Backbone, Outline, load_backbone, outline
-from glora_deploy.data import ImageSet, TaskData
-from glora_deploy.image_set import ArrayImages
+from glora_deploy.backbones.load import Backbone, Outline, load_backbone, outline
+from glora_deploy.data.image_set import ArrayImages
+from glora_deploy.data.load import ImageSet, TaskData
 from glora_deploy.training import pipeline
 
 COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)], np.float64)

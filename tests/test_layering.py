@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,29 +23,29 @@ FRONT_DOOR = PROJECT["project"]["scripts"]["glora"].partition(":")[0]
 """The one module of the core that may import the sides, though not before a command is called."""
 
 TORCH_FREE = (
-    "artifact",
+    "data.preprocess",
     "errors",
-    "fingerprint",
-    "fused_merge",
-    "fused_tiles",
-    "manifest",
-    "merged_file",
-    "pack",
+    "glora.forms",
+    "merge.cpu",
+    "merge.cpu_kernel",
+    "merge.to_file",
+    "packs.pack",
+    "packs.unpack",
     "parity",
-    "paths",
-    "preprocess",
-    "prune",
-    "store",
-    "tensor_file",
-    "unpack",
+    "store.artifact",
+    "store.fingerprint",
+    "store.manifest",
+    "store.mapped_safetensors",
+    "store.prune",
+    "store.store",
 )
 """What a serving image without torch needs."""
 
 OPTIONAL = {
-    "onnxruntime": "export/runtime.py",
-    "sklearn": "glora_deploy/demo_data.py",
-    "timm": "glora_deploy/backbone.py",
-    "triton": "glora_deploy/fused_triton.py",
+    "onnxruntime": "export/onnx_model/ort_session.py",
+    "sklearn": "glora_deploy/data/built_in_tasks.py",
+    "timm": "glora_deploy/backbones/load.py",
+    "triton": "glora_deploy/merge/cuda_kernel.py",
 }
 """Packages that one module alone may import; annotations do not count."""
 
@@ -110,6 +111,51 @@ def test_the_core_imports_no_side_and_a_side_only_the_core() -> None:
     assert found == []
 
 
+def wing_of(module: str) -> str:
+    """The wing that a module lies in, or the module itself if it lies in none.
+
+    A wing is a package below the core or below a side.
+    """
+    parts = module.split(".")
+    depth = 3 if side_of(module) else 2
+    return ".".join(parts[:depth])
+
+
+def wings() -> dict[str, set[str]]:
+    """What each wing imports of the others, and of the modules beside them."""
+    modules = {module for module, _ in files()}
+    found: dict[str, set[str]] = {}
+    for module, path in files():
+        for imported in imports_of(module, path):
+            name = imported.name
+            while name not in modules and name:
+                name = name.rpartition(".")[0]
+            if name and not imported.typing_only and wing_of(name) != wing_of(module):
+                found.setdefault(wing_of(module), set()).add(wing_of(name))
+    return found
+
+
+def test_no_two_wings_need_each_other() -> None:
+    graph = {wing: needs - {CORE} for wing, needs in wings().items()}
+    assert len(graph) > 30
+    TopologicalSorter(graph).prepare()  # raises if there is a circle
+
+
+def test_a_wing_that_makes_one_format_knows_nothing_of_the_others() -> None:
+    makers = {
+        f"{CORE}.export.{name}"
+        for name in ("hub", "importers", "int8", "onnx_model", "tensorrt_plan", "triton_repository")
+    }
+    allowed = {
+        (f"{CORE}.export.hub", f"{CORE}.export.onnx_model"),  # what a pushed graph reads
+        (f"{CORE}.export.importers", f"{CORE}.export.hub"),  # adapters that lie on the Hub
+        (f"{CORE}.export.int8", f"{CORE}.export.onnx_model"),  # is made from it
+        (f"{CORE}.export.triton_repository", f"{CORE}.export.tensorrt_plan"),  # plan.json
+    }
+    found = {(wing, need) for wing in makers for need in wings().get(wing, set()) & makers}
+    assert found <= allowed
+
+
 def test_every_file_belongs_to_a_package_that_is_installed() -> None:
     known = {path for _, path in files()}
     there = {path for package in PACKAGES for path in folder_of(package).rglob("*.py")}
@@ -130,7 +176,7 @@ def test_every_file_belongs_to_a_package_that_is_installed() -> None:
         ("fingerprint", "import training"),
         ("fingerprint", "from export.cli import main"),
         ("fingerprint", "from .. import glora_deploy"),
-        ("fingerprint", "def f():\n    from glora_deploy.export.cli import main"),
+        ("fingerprint", "def f():\n    from glora_deploy.export.cli.commands import main"),
         ("fingerprint", "class A:\n    try:\n        from .export import cli\n    finally: ..."),
         ("fingerprint", "if TYPE_CHECKING:\n    from .export.cli import main"),
         ("fingerprint", "import_module('glora_deploy.training')"),
@@ -139,12 +185,12 @@ def test_every_file_belongs_to_a_package_that_is_installed() -> None:
         ("fingerprint", "importlib.import_module(name='glora_deploy.training')"),
         ("fingerprint", "lambda: __import__('glora_deploy.training')"),
         ("fingerprint", "runpy.run_module('glora_deploy.export', run_name='__main__')"),
-        ("fingerprint", "pkgutil.resolve_name('glora_deploy.export.cli:main')"),
+        ("fingerprint", "pkgutil.resolve_name('glora_deploy.export.cli.commands:main')"),
         ("fingerprint", "def f():\n    from .cli import main"),
         ("store.audit", "from ..training.config import RunConfig"),
         ("store.audit", "from ... import glora_deploy"),
         ("cli", "from glora_deploy.export import cli"),
-        ("training.config", "from glora_deploy.export.cli import main"),
+        ("training.config", "from glora_deploy.export.cli.commands import main"),
         ("training.config", "from glora_deploy import cli"),
         ("training.config", "from ..export import cli"),
         ("training.config", "from ..paths import Path"),
@@ -175,10 +221,13 @@ def test_a_planted_import_of_another_side_is_caught(module: str, planted: str) -
         ("training.config", "from .search import evolve\nfrom . import search"),
         (
             "training.config",
-            "from glora_deploy.paths import Path\nimport glora_deploy.training.cli",
+            "from glora_deploy.glora.forms import Path\nimport glora_deploy.training.cli",
         ),
         ("training.demo.images", "from ..config import RunConfig\nfrom .. import search"),
-        ("export.hub.client", "from glora_deploy.store.read import x\nfrom ..cli import main"),
+        (
+            "export.hub.client",
+            "from glora_deploy.store.store.read import x\nfrom ..cli import main",
+        ),
     ],
 )
 def test_an_import_that_the_rule_allows_passes(module: str, allowed: str) -> None:
@@ -234,7 +283,7 @@ def test_tensorrt_is_loaded_by_name_in_one_module_only() -> None:
         for found in imports_of(module, path)
         if not found.name
     }
-    assert loaders == {"tensorrt_library.py"}
+    assert loaders == {"library.py"}
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

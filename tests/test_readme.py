@@ -11,14 +11,14 @@ import pytest
 import typer.main
 
 import glora_deploy.cli
-import glora_deploy.export.cli
+import glora_deploy.export.cli.commands
 import glora_deploy.training.cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 PROGRAMS = {
     "glora": glora_deploy.cli.app,
-    "python -m glora_deploy.export": glora_deploy.export.cli.app,
+    "python -m glora_deploy.export": glora_deploy.export.cli.commands.app,
     "python -m glora_deploy.training": glora_deploy.training.cli.app,
 }
 

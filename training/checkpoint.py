@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from glora_deploy.atomic import replace_file
 from glora_deploy.errors import ArtifactError
+from glora_deploy.store.atomic_files import replace_file
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of one parameter."""

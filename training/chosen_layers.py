@@ -10,8 +10,8 @@ from typing import get_args
 
 from torch import nn
 
-from glora_deploy.inject import find_layers
-from glora_deploy.paths import LayerKind, LayerShape
+from glora_deploy.glora.forms import LayerKind, LayerShape
+from glora_deploy.glora.supernet_layers import find_layers
 
 from .config import Method, SettingError, TrainConfig
 

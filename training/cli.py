@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 from rich.progress import Progress, TaskID
 
+from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import (
     make_table,
     one_line,
@@ -21,20 +22,11 @@ from glora_deploy.console import (
     stdout,
     wrong_usage_of,
 )
-from glora_deploy.data_spec import with_splits
-from glora_deploy.demo_data import BUILT_IN_TASKS
-from glora_deploy.image_size import parse_size
-from glora_deploy.paths import LayerKind
+from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
+from glora_deploy.data.spec import with_splits
+from glora_deploy.glora.forms import LayerKind
 
-from .config import (
-    DEMO_LR,
-    Method,
-    RunConfig,
-    Schedule,
-    SearchConfig,
-    SettingError,
-    TrainConfig,
-)
+from .config import DEMO_LR, Method, RunConfig, Schedule, SearchConfig, SettingError, TrainConfig
 from .device import DeviceName
 from .pipeline import Outcome, run
 

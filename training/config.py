@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from glora_deploy.image_size import HeightWidth
-from glora_deploy.paths import LayerKind
-from glora_deploy.records import slug_problem
+from glora_deploy.backbones.input_size import HeightWidth
+from glora_deploy.glora.forms import LayerKind
+from glora_deploy.store.manifest_fields import slug_problem
 
 Schedule = Literal["short", "paper"]
 Method = Literal["glora", "lora"]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from glora_deploy.inject import extract_supports, glora_layers
-from glora_deploy.merge import merge_into
-from glora_deploy.paths import Subnet
+from glora_deploy.glora.forms import Subnet
+from glora_deploy.glora.supernet_layers import extract_supports, glora_layers
+from glora_deploy.merge.formula import merge_into
 
 from .pixels import Pixels
 from .supernet import Supernet

@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from glora_deploy.backbone import Backbone
-from glora_deploy.data import TaskData
-from glora_deploy.paths import LayerPaths, Path, Subnet
+from glora_deploy.backbones.load import Backbone
+from glora_deploy.data.load import TaskData
+from glora_deploy.glora.forms import Form, LayerForms, Subnet
 
 from .config import Method, RunConfig, SearchConfig, TrainConfig
 from .evaluate import MergedNetwork
@@ -224,8 +224,8 @@ def _build_lora(
         strict=config.method == "lora",
     )
     (rank,) = train.ranks
-    path = Path("lora", rank)
-    return supernet, Subnet({layer: LayerPaths(B=path) for layer in supernet.space.shapes})
+    path = Form("lora", rank)
+    return supernet, Subnet({layer: LayerForms(B=path) for layer in supernet.space.shapes})
 
 
 def _epochs_within(seconds: float, job: Job) -> int:

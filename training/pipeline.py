@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import Backbone, load_backbone, outline, require_recordable
+from glora_deploy.backbones.input_size import HeightWidth
+from glora_deploy.backbones.load import Backbone, load_backbone, outline, require_recordable
+from glora_deploy.backbones.packaged import PACKAGED
 from glora_deploy.console import one_line
-from glora_deploy.data import ImageSet, TaskData, load_task
-from glora_deploy.data_check import CheckedData, check_data
-from glora_deploy.demo_data import BUILT_IN_TASKS
+from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
+from glora_deploy.data.check import CheckedData, check_data
+from glora_deploy.data.load import ImageSet, TaskData, load_task
 from glora_deploy.errors import NonFiniteError, StoreError
-from glora_deploy.image_size import HeightWidth
-from glora_deploy.manifest import ManifestDraft
-from glora_deploy.packaged import PACKAGED
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.manifest import ManifestDraft
+from glora_deploy.store.store import ArtifactStore
 
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
 from .device import choose_device

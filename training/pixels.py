@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glora_deploy.data import ImageSet
-from glora_deploy.preprocess import Preprocessing, to_pixels
+from glora_deploy.data.load import ImageSet
+from glora_deploy.data.preprocess import Preprocessing, to_pixels
 
 CACHE_BYTES = 2 * 2**30
 """A split of more bytes than this is read from its source again for every batch."""

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from glora_deploy.artifact import read_artifact, write_artifact
-from glora_deploy.backbone import Backbone
-from glora_deploy.data import TaskData
-from glora_deploy.data_check import SKIPPED_IMAGES
+from glora_deploy.backbones.load import Backbone
+from glora_deploy.data.check import SKIPPED_IMAGES
+from glora_deploy.data.load import TaskData
 from glora_deploy.errors import DataError
-from glora_deploy.inject import extract_supports
-from glora_deploy.manifest import LayerRecord, ManifestDraft, TrainingRecord, first_problem
-from glora_deploy.records import short
+from glora_deploy.glora.supernet_layers import extract_supports
+from glora_deploy.store.artifact import read_artifact, write_artifact
+from glora_deploy.store.manifest import LayerRecord, ManifestDraft, TrainingRecord, first_problem
+from glora_deploy.strict_record import short
 
 from .config import RunConfig, SettingError
 from .methods import Trained

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from glora_deploy.atomic import replace_file, scratch_folder
 from glora_deploy.errors import ArtifactError, StoreError
-from glora_deploy.paths import Subnet
+from glora_deploy.glora.forms import Subnet
+from glora_deploy.store.atomic_files import replace_file, scratch_folder
 
 from .checkpoint import Checkpoint
 from .run_lock import LOCK, hold, require_not_held

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glora_deploy.errors import StoreError
-from glora_deploy.records import utc_now
+from glora_deploy.store.manifest_fields import utc_now
 
 LOCK = "lock"
 

@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 
-from glora_deploy.paths import LayerShape, SearchSpace, Subnet, Support
+from glora_deploy.glora.forms import LayerShape, SearchSpace, Subnet, Support
 
 from .config import TrainConfig
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-from glora_deploy.paths import LayerPaths, Path, SearchSpace, Subnet, Support
+from glora_deploy.glora.forms import Form, LayerForms, SearchSpace, Subnet, Support
 
 from .config import SearchConfig
 
@@ -56,7 +56,7 @@ class SearchResult:
 class _Gene:
     layer: str
     support: Support
-    options: tuple[Path, ...]
+    options: tuple[Form, ...]
     costs: tuple[int, ...]
     """Numbers stored by each option, falling."""
 
@@ -78,10 +78,10 @@ class _Candidates:
         return tuple(gene.options.index(subnet[gene.layer][gene.support]) for gene in self.genes)
 
     def decode(self, genome: Genome) -> Subnet:
-        paths: dict[str, dict[str, Path]] = {layer: {} for layer in self.layers}
+        paths: dict[str, dict[str, Form]] = {layer: {} for layer in self.layers}
         for gene, i in zip(self.genes, genome, strict=True):
             paths[gene.layer][gene.support] = gene.options[i]
-        return Subnet({layer: LayerPaths(**chosen) for layer, chosen in paths.items()})
+        return Subnet({layer: LayerForms(**chosen) for layer, chosen in paths.items()})
 
     def random(self) -> Genome:
         return tuple(self.rng.randrange(len(gene.options)) for gene in self.genes)
@@ -144,10 +144,10 @@ def _genes(space: SearchSpace) -> tuple[_Gene, ...]:
     """Every support of every layer that has a choice, in the order of the layers."""
     found = []
     for layer, shape in space.shapes.items():
-        for support, _ in LayerPaths().items():
+        for support, _ in LayerForms().items():
             options = space.choices(layer, support)
             if len(options) > 1:
-                costs = [LayerPaths(**{support: p}).n_parameters(shape) for p in options]
+                costs = [LayerForms(**{support: p}).n_parameters(shape) for p in options]
                 found.append(_Gene(layer, support, options, tuple(costs)))
     return tuple(found)
 

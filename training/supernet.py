@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glora_deploy.backbone import Backbone, Outline
-from glora_deploy.inject import inject
-from glora_deploy.paths import SearchSpace
+from glora_deploy.backbones.load import Backbone, Outline
+from glora_deploy.glora.forms import SearchSpace
+from glora_deploy.glora.supernet_layers import inject
 
 from .chosen_layers import choose_layers
 from .config import Method, SettingError, TrainConfig

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glora_deploy.errors import NonFiniteError
-from glora_deploy.inject import set_subnet
+from glora_deploy.glora.supernet_layers import set_subnet
 
 from .checkpoint import Checkpoint
 from .config import TrainConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.export.build import ExportConfig, export
-from glora_deploy.store import ArtifactStore
+from glora_deploy.export.pipeline import ExportConfig, export
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.store import ArtifactStore
 from hub_server import HubServer, local_hub
 from pushed import Pushed
 from stored_tasks import make_stored_task

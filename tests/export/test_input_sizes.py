@@ -12,9 +12,9 @@ import timm
 import torch
 from typer.testing import CliRunner
 
-from glora_deploy.export.cli import app as export_app
+from glora_deploy.export.cli.commands import app as export_app
 from glora_deploy.parity import Report
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training.cli import app as training_app
 
 HEIGHT, WIDTH = 24, 40

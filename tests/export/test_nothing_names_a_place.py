@@ -19,15 +19,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from glora_deploy.artifact import Artifact
 from glora_deploy.errors import MissingDependencyError, StoreError
-from glora_deploy.export.build import ExportConfig, copy_out, export
-from glora_deploy.export.cli import app as export_app
-from glora_deploy.export.inputs import data_words, parity_inputs
-from glora_deploy.export.record import ExportRecord
+from glora_deploy.export.cli.commands import app as export_app
+from glora_deploy.export.parity_check.inputs import data_words, parity_inputs
+from glora_deploy.export.pipeline import ExportConfig, copy_out, export
 from glora_deploy.parity import PARITY_FILE, Report
-from glora_deploy.redact import data_kind, name_alone, names_place, redacted
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.export_record import ExportRecord
+from glora_deploy.store.redact import data_kind, name_alone, names_place, redacted
+from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training.cli import app as training_app
 from hub_server import HubServer, local_hub
 from pushed import REPO, Pushed
@@ -294,7 +294,7 @@ def test_noise_for_a_built_in_task_says_what_is_missing(
     def missing(spec: str, **_: object) -> None:
         raise MissingDependencyError("scikit-learn", "demo", f"task {spec}")
 
-    monkeypatch.setattr("glora_deploy.export.inputs.load_task", missing)
+    monkeypatch.setattr("glora_deploy.export.parity_check.inputs.load_task", missing)
     _, artifact = make_stored_task(tmp_path, data="digits")
     assert parity_inputs(artifact.manifest, "fp32", 2).data == (
         "seeded noise: digits is not at hand (task digits needs scikit-learn: "

@@ -11,11 +11,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from glora_deploy.artifact import Artifact
 from glora_deploy.errors import ArtifactError
-from glora_deploy.export.build import ExportConfig, export, verify_export
-from glora_deploy.export.record import ExportRecord
-from glora_deploy.store import ArtifactStore
+from glora_deploy.export.pipeline import ExportConfig, export, verify_export
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.export_record import ExportRecord
+from glora_deploy.store.store import ArtifactStore
 from stored_tasks import make_stored_task
 
 Made = tuple[ArtifactStore, Artifact]

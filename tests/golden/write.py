@@ -2,7 +2,7 @@
 
 Run it once per released format version, and again where what is written changes within one, with
 the release's own code, and commit the result; a folder that is committed is never written again.
-``tests/core/test_artifact.py`` keeps every one readable, and keeps writing to the very bytes of
+``tests/store/test_artifact.py`` keeps every one readable, and keeps writing to the very bytes of
 the last.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factories import make_draft
-from glora_deploy.artifact import write_artifact
-from glora_deploy.manifest import FORMAT_VERSION
+from glora_deploy.store.artifact import write_artifact
+from glora_deploy.store.manifest import FORMAT_VERSION
 
 TASK = "pets"
 DTYPES: dict[str, Any] = {"v1": np.float32, "v2": np.float16, "v3": ml_dtypes.bfloat16}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from glora_deploy.backbone import outline
+from glora_deploy.backbones.load import outline
 from glora_deploy.training.chosen_layers import choose_layers
 from glora_deploy.training.config import Method, SettingError, TrainConfig
 from stored_tasks import make_backbone

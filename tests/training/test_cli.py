@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glora_deploy.backbone import outline
-from glora_deploy.store import ArtifactStore
+from glora_deploy.backbones.load import outline
+from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import cli
 from glora_deploy.training.cli import main, parse_count
 

@@ -9,8 +9,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner, Result
 
-from glora_deploy.fingerprint import fingerprint
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import pipeline
 from glora_deploy.training.cli import app
 from glora_deploy.training.config import Method

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from glora_deploy.data_spec import with_splits
+from glora_deploy.data.spec import with_splits
 from glora_deploy.errors import DataError
-from glora_deploy.export.inputs import task_data
-from glora_deploy.store import ArtifactStore
+from glora_deploy.export.parity_check.inputs import task_data
+from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import pipeline
 from glora_deploy.training.cli import main
 from glora_deploy.training.config import RunConfig, TrainConfig

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glora_deploy.inject import set_subnet
-from glora_deploy.layer import GloraLayer
+from glora_deploy.glora.layer import GloraLayer
+from glora_deploy.glora.supernet_layers import set_subnet
 from glora_deploy.training.config import TrainConfig
 from glora_deploy.training.evaluate import MergedNetwork, accuracies
 from glora_deploy.training.pixels import Pixels

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import from_numpy
 
-from glora_deploy.artifact import Artifact
-from glora_deploy.backbone import build_empty
-from glora_deploy.data import ImageSet, TaskData
+from glora_deploy.backbones.load import build_empty
+from glora_deploy.data.load import ImageSet, TaskData
+from glora_deploy.data.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.errors import (
     ArtifactError,
     DataError,
@@ -22,10 +22,10 @@ from glora_deploy.errors import (
     NonFiniteError,
     StoreError,
 )
-from glora_deploy.fingerprint import fingerprint
-from glora_deploy.merge import merge_model
-from glora_deploy.preprocess import Preprocessing, preprocess_batch
-from glora_deploy.store import ArtifactStore
+from glora_deploy.merge.formula import merge_model
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import methods, pipeline
 from glora_deploy.training.config import RunConfig, SearchConfig, SettingError, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from glora_deploy.data import ImageSet
+from glora_deploy.data.load import ImageSet
+from glora_deploy.data.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.errors import DataError
-from glora_deploy.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.training.pixels import Pixels
 from tasks import make_images
 

@@ -11,16 +11,11 @@ import torch
 from torch import nn
 
 from glora_deploy.errors import ArtifactError, StoreError
-from glora_deploy.inject import find_layers
-from glora_deploy.paths import SearchSpace, Subnet
+from glora_deploy.glora.forms import SearchSpace, Subnet
+from glora_deploy.glora.supernet_layers import find_layers
 from glora_deploy.training import run_folder
 from glora_deploy.training.config import SearchConfig
-from glora_deploy.training.run_folder import (
-    RunFolder,
-    ScoreMemory,
-    open_run,
-    require_startable,
-)
+from glora_deploy.training.run_folder import RunFolder, ScoreMemory, open_run, require_startable
 from glora_deploy.training.run_lock import LOCK
 from glora_deploy.training.search import evolve
 from stored_tasks import make_backbone

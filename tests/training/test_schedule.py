@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from glora_deploy.paths import LayerShape, SearchSpace
+from glora_deploy.glora.forms import LayerShape, SearchSpace
 from glora_deploy.training.config import TrainConfig
 from glora_deploy.training.schedule import (
     draw_always,

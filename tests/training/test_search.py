@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from glora_deploy.paths import (
+from glora_deploy.glora.forms import (
     NONE,
     SUPPORTS,
     VECTOR,
-    LayerPaths,
+    Form,
+    LayerForms,
     LayerShape,
-    Path,
     SearchSpace,
     Subnet,
 )
@@ -121,12 +121,12 @@ def test_random_subnets_within_the_limit_are_taken_as_they_come() -> None:
     rng = random.Random(4)
     drawn = []
     for _ in range(60):
-        chosen: dict[str, dict[str, Path]] = {layer: {} for layer in space.shapes}
+        chosen: dict[str, dict[str, Form]] = {layer: {} for layer in space.shapes}
         for layer in space.shapes:
             for support in SUPPORTS:
                 if len(offered := space.choices(layer, support)) > 1:
                     chosen[layer][support] = offered[rng.randrange(len(offered))]
-        drawn.append(Subnet({layer: LayerPaths(**paths) for layer, paths in chosen.items()}))
+        drawn.append(Subnet({layer: LayerForms(**paths) for layer, paths in chosen.items()}))
     sizes = [subnet.n_parameters(space.shapes) for subnet in drawn]
     assert fitness.asked == [s for s, size in zip(drawn, sizes, strict=True) if size <= limit][:12]
     assert max(sizes[:20]) > limit
@@ -293,7 +293,7 @@ def test_crossovers_take_every_gene_from_one_of_the_parents() -> None:
     config = SearchConfig(population=10, generations=1, top_k=2, mutations=0, crossovers=10)
     fitness = Counted(lambda subnet: float(subnet in (first, second)))
     evolve(space, fitness, config, random.Random(0), first=[first, second])
-    allowed: set[Path] = {Path("lora", 3), VECTOR, NONE}
+    allowed: set[Form] = {Form("lora", 3), VECTOR, NONE}
     for subnet in fitness.asked[10:]:
         for layer, paths in subnet.items():
             for support, path in paths.items():

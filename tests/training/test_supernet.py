@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from glora_deploy.inject import glora_layers
+from glora_deploy.glora.supernet_layers import glora_layers
 from glora_deploy.training.config import Schedule, TrainConfig
 from glora_deploy.training.supernet import Supernet, build_supernet
 from stored_tasks import make_backbone

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from glora_deploy.errors import ArtifactError, NonFiniteError
-from glora_deploy.paths import LayerPaths, Subnet
+from glora_deploy.glora.forms import LayerForms, Subnet
 from glora_deploy.training.checkpoint import Checkpoint
 from glora_deploy.training.config import Schedule, TrainConfig
 from glora_deploy.training.pixels import Pixels
@@ -95,7 +95,7 @@ def test_tensors_off_the_path_get_no_step_at_all() -> None:
         for parameter in supernet.trainable().values():
             parameter += 0.01
     before = state(supernet)
-    paths = LayerPaths.parse("A=vector B=none C=lora:3 D=none E=scalar")
+    paths = LayerForms.parse("A=vector B=none C=lora:3 D=none E=scalar")
     subnet = Subnet(dict.fromkeys(supernet.space.shapes, paths))
     Trainer(supernet, make_pixels(), config, random.Random(0)).train(draw_always(subnet))
     after = state(supernet)

@@ -12,8 +12,8 @@ from pathlib import Path
 import training_driver
 from training_driver import EPOCHS, TASK
 
-from glora_deploy.fingerprint import fingerprint
-from glora_deploy.store import ArtifactStore
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.store import ArtifactStore
 
 DRIVER = Path(training_driver.__file__)
 

@@ -1,0 +1,271 @@
+"""What the export commands share: options, opening a task, progress, the parity table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glora_deploy.console import (
+    INTERRUPTED,
+    make_table,
+    one_line_errors,
+    progress_line,
+    stderr,
+    stdout,
+)
+from glora_deploy.errors import ArtifactError
+from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report
+from glora_deploy.precision import Precision
+from glora_deploy.quiet import only_errors
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.export_record import FILES, WEIGHTS_FILE, ExportRecord
+from glora_deploy.store.store import ArtifactStore
+
+if TYPE_CHECKING:
+    from ..int8.report import QuantizeReport
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the artifact store.")]
+VersionOption = Annotated[
+    str | None,
+    typer.Option("--version", help="Version of the task; the current one by default."),
+]
+ImagesOption = Annotated[
+    int, typer.Option("--images", min=1, help="Test images that the parity check looks at.")
+]
+MaxErrorOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-error",
+        min=0,
+        help="Largest logit error allowed in this precision, as a share of the logits' spread "
+        f"(fp32 {DEFAULT_LIMITS['fp32'].max_error:g}, fp16 {DEFAULT_LIMITS['fp16'].max_error:g}, "
+        f"bf16 {DEFAULT_LIMITS['bf16'].max_error:g}).",
+        show_default=False,
+    ),
+]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option("--backbone", help="timm name of the backbone, if the store does not keep it."),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="Local weights of that backbone (.safetensors, .npz, .pth, or FILE#PART of one).",
+    ),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors only.")
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        envvar="HF_TOKEN",
+        help="Access token for the Hub; the one that is logged in by default.",
+        show_default=False,
+        show_envvar=True,
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")
+]
+
+UNCHANGED = "interrupted; the store is as it was"
+
+
+def for_each(tasks: list[str], act: Callable[[str], None]) -> None:
+    """Do every task, saying on one line which failed.
+
+    Raises:
+        typer.Exit: With 1 if any failed, at once if the user interrupts.
+    """
+    failed = False
+    for task in dict.fromkeys(tasks):
+        try:
+            with one_line_errors(UNCHANGED):
+                act(task)
+        except typer.Exit as stop:
+            if stop.exit_code == INTERRUPTED:
+                raise
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+def open_task(
+    root: Path,
+    task: str,
+    version: str | None,
+    backbone: str | None,
+    checkpoint: Path | None,
+    *,
+    quiet: bool,
+) -> tuple[ArtifactStore, Artifact]:
+    """The store and the artifact; a backbone given by hand is checked and kept."""
+    store = ArtifactStore.open(root)
+    artifact = store.get(task, version)
+    if backbone or checkpoint:
+        from glora_deploy.backbones.load import load_backbone
+
+        from ..stored_backbone import provide_backbone
+
+        recorded = artifact.manifest.backbone
+        with only_errors(quiet):
+            loaded = load_backbone(
+                backbone or recorded.name,
+                checkpoint=checkpoint,
+                input_size=recorded.input_size[1:],
+                model_args=recorded.model_args,
+            )
+            provide_backbone(store, artifact.manifest, loaded)
+    return store, artifact
+
+
+def limits_with(precision: Precision, max_error: float | None) -> dict[Precision, Limits]:
+    """The default limits, with another ``max_error`` for one precision."""
+    limits = dict(DEFAULT_LIMITS)
+    if max_error is not None:
+        limits[precision] = limits[precision].model_copy(update={"max_error": max_error})
+    return limits
+
+
+@contextmanager
+def steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done and for how long."""
+    with only_errors(quiet), progress_line(quiet=quiet) as line:
+        job = line.add_task(title, total=None, note="")
+        yield lambda step: line.update(job, note=step)
+
+
+def hub_steps(quiet: bool) -> Callable[[str], None]:
+    """Lines on stderr between the Hub client's own progress bars, which a live line would break."""
+    if not quiet:
+        return lambda step: stderr.print(step, soft_wrap=True)
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    return lambda _: None
+
+
+def print_report(report: Report) -> None:
+    """One row a stage, the worst of its inputs; parity.json has every number."""
+    rows = []
+    for stage in dict.fromkeys(step.stage for step in report.steps):
+        of_stage = [step for step in report.steps if step.stage == stage]
+        outcome = next((s.outcome for s in of_stage if s.outcome != "pass"), "pass")
+        against = [step.comparisons[0] for step in of_stage if step.comparisons]
+        numbers = ("", "", "", "")
+        if against:
+            numbers = (
+                f"{max(c.max_abs for c in against):.1e}",
+                f"{max(c.error for c in against):.1e}",
+                f"{min(c.min_cosine for c in against):.6f}",
+                f"{min(c.agreement for c in against):.0%}",
+            )
+        rows.append((stage, str(sum(s.n_images for s in of_stage)), outcome, *numbers))
+    columns = ("stage", "images", "outcome", "max abs", "of spread", "cosine", "top-1")
+    title = f"{report.task}/{report.version} {report.precision} against the float64 merge"
+    stdout.print(make_table(title, columns, rows, right=columns[1:2] + columns[3:]))
+    stdout.print(f"inputs: {report.data}; zeros, one colour, extreme scales", soft_wrap=True)
+    for step in report.steps:
+        if step.outcome == "skipped":
+            stdout.print(f"{step.stage} skipped: {step.reason}", soft_wrap=True)
+    for kept in report.overflow:
+        stdout.print(f"kept in fp32: {kept}", soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was measured of an export: parity.json and int8.json, None where there is none."""
+
+    report: Report | None
+    int8: QuantizeReport | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Proof:
+        """What the reports in an export folder say; one that cannot be read counts as missing."""
+        from ..int8.report import QuantizeReport
+
+        report = int8 = None
+        with suppress(ArtifactError, FileNotFoundError):
+            report = Report.from_json((folder / PARITY_FILE).read_bytes(), str(folder))
+        with suppress(ArtifactError):
+            int8 = QuantizeReport.read(folder)
+        return cls(report, int8)
+
+
+def print_proof(now: Proof, before: Proof | None = None) -> None:
+    """The parity table, what int8 cost and brought, and the machine that all of it holds for.
+
+    Args:
+        now: What was just measured.
+        before: What was measured earlier, and is shown if that machine computes in another way.
+    """
+    assert now.report is not None
+    print_report(now.report)
+    if now.int8 is not None:
+        print_int8(now.int8)
+    machine = now.report.machine
+    earlier = before.report.machine if before and before.report else None
+    if machine is None:
+        return
+    stdout.print(f"measured on {machine}", soft_wrap=True)
+    if before is None or earlier is None or machine.computes_like(earlier):
+        return
+    stdout.print(f"proven before on {earlier}, which computes otherwise:", soft_wrap=True)
+    assert before.report is not None
+    for stage, error in _worst(before.report).items():
+        was = _worst(now.report).get(stage)
+        here = "not measured here" if was is None else f"{was:.1e} here"
+        stdout.print(f"{stage}: {error:.1e} of the spread there, {here}", soft_wrap=True)
+    if before.int8 is not None:
+        stdout.print(f"there {_int8_line(before.int8)}", soft_wrap=True)
+
+
+def _worst(report: Report) -> dict[str, float]:
+    """The largest error of each stage that was measured, as a share of the spread."""
+    errors: dict[str, float] = {}
+    for step in report.steps:
+        if step.comparisons:
+            errors[step.stage] = max(errors.get(step.stage, 0.0), step.comparisons[0].error)
+    return errors
+
+
+def print_int8(report: QuantizeReport) -> None:
+    """What quantising cost and brought."""
+    stdout.print(_int8_line(report), soft_wrap=True)
+    if not report.holds_here:
+        stdout.print(
+            f"int8 for {report.target}: {report.machine} saturates its 8-bit products. "
+            "Serve it elsewhere, or quantise without --int8-target",
+            soft_wrap=True,
+        )
+
+
+def _int8_line(report: QuantizeReport) -> str:
+    accuracy = report.accuracy
+    cost = "no labels at hand"
+    if accuracy is not None:
+        cost = f"test accuracy {accuracy.before:.1%} -> {accuracy.after:.1%}"
+    speed = ", ".join(f"{t.speedup:.2f} times as fast at batch {t.batch}" for t in report.latency)
+    size = report.int8_bytes / report.float_bytes
+    cpus = "any CPU" if report.target == "any" else f"CPUs with {report.target}"
+    against = report.comparison.against
+    return f"int8 for {cpus}, against {against}: {cost}; {speed}; {size:.0%} of the bytes"
+
+
+def print_sizes(record: ExportRecord) -> None:
+    """What the delta takes beside the merged weights that it stands for."""
+    adapter, _ = FILES["delta"]
+    delta, merged = (record.files[name].size_bytes for name in (adapter, WEIGHTS_FILE))
+    stdout.print(
+        f"delta: {delta / 1e6:.2f} MB in {record.precision}, {delta / merged:.1%} of the "
+        f"{merged / 1e6:.2f} MB of merged weights",
+        soft_wrap=True,
+    )

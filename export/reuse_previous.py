@@ -1,0 +1,109 @@
+"""What of a present export stays when formats are added to it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from glora_deploy.errors import ArtifactError, NonFiniteError
+from glora_deploy.parity import PARITY_FILE, Report
+from glora_deploy.precision import Precision
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.export_record import FILES, PLAN_FILE, SIDECAR_FILE, ExportRecord, Format
+from glora_deploy.store.redact import names_place
+
+from .require_format import require_format
+from .tensorrt_plan.plan_json import read_plan_info
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What was copied."""
+
+    formats: frozenset[Format] = frozenset()
+    overflow: tuple[str, ...] = ()
+    """The operations that the ONNX model computes in fp32, from the report beside it."""
+
+
+def carry_over(
+    old: Path,
+    new: Path,
+    artifact: Artifact,
+    precision: Precision,
+    backbone: Path,
+    remade: Collection[Format],
+) -> Kept:
+    """Copy the formats of a present export of the same delta, but for those made anew.
+
+    A format of which a file is missing, altered, or of another artifact or precision is left out
+    with a warning: an export is derived and can be made again.
+
+    Args:
+        old: The export folder as it is; may be missing.
+        new: Gets the copies.
+        artifact: What both are exports of.
+        precision: Of both.
+        backbone: The backbone's folder in the store.
+        remade: Formats not to copy.
+    """
+    try:
+        record = ExportRecord.read(old)
+        if record is None:
+            return Kept()
+        record.require_of(old, artifact.manifest, precision)
+    except ArtifactError as error:
+        log.warning("%s Nothing of it is kept.", error)
+        return Kept()
+    kept: set[Format] = set()
+    for name in record.formats:
+        if name in remade:
+            continue
+        try:
+            for file in FILES[name]:
+                record.require_intact(old, file)
+                _require_no_place(old / file, artifact)
+            require_format(old, name, artifact, precision, backbone)
+        except (ArtifactError, NonFiniteError) as error:
+            log.warning("%s Its format, %s, is not kept.", error, name)
+            continue
+        for file in FILES[name]:
+            (new / file).parent.mkdir(exist_ok=True)
+            # A copy, not a link: onnx refuses external data with more than one name.
+            shutil.copyfile(old / file, new / file)
+        kept.add(name)
+    return Kept(frozenset(kept), _overflow(old) if "onnx" in kept else ())
+
+
+def drop_stale_plan(folder: Path) -> bool:
+    """Remove a plan that was built from another graph or other weights than lie beside it.
+
+    Returns:
+        Whether there was one.
+    """
+    try:
+        read_plan_info(folder)
+    except ArtifactError as error:
+        log.warning("%s The plan is not kept: ask for trt to build it from this graph.", error)
+        (folder / PLAN_FILE).unlink(missing_ok=True)
+        (folder / SIDECAR_FILE).unlink(missing_ok=True)
+        return True
+    return False
+
+
+def _require_no_place(path: Path, artifact: Artifact) -> None:
+    """Earlier releases wrote the folder of the data into what may be given away."""
+    if path.suffix == ".json" and names_place(artifact.manifest, path.read_bytes()):
+        raise ArtifactError(f"{path}: names the data's folder.")
+
+
+def _overflow(folder: Path) -> tuple[str, ...]:
+    try:
+        path = folder / PARITY_FILE
+        return Report.from_json(path.read_bytes(), str(path)).overflow
+    except (ArtifactError, FileNotFoundError):
+        return ()

@@ -1,0 +1,4 @@
+"""A model repository for Triton Inference Server: exports in, folders that Triton loads out.
+
+``write`` puts the tasks in place, ``config_pbtxt`` says how Triton shall serve one.
+"""

@@ -1,0 +1,1 @@
+"""Tasks in one file: ``pack`` writes it, ``unpack`` reads it, ``pack_file`` is its format."""

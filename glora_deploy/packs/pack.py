@@ -1,0 +1,172 @@
+"""Tasks of a store into one file, to share them; exports stay behind, they can be built again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import ArtifactError, GloraDeployError, StoreError
+from ..store.artifact import ADAPTER, MANIFEST, read_bytes
+from ..store.atomic_files import flush
+from ..store.audit import backbone_option
+from ..store.fingerprint import fingerprint as fingerprint_of
+from ..store.folder_lock import OpenFolder
+from ..store.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
+from ..store.mapped_safetensors import map_tensors
+from ..store.reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS, BACKBONES, CURRENT
+from ..store.store import ArtifactStore
+from .pack_file import (
+    PACK_VERSION,
+    OnBytes,
+    PackedBackbone,
+    PackedTask,
+    PackedVersion,
+    PackIndex,
+    write_pack,
+)
+
+
+def pack(
+    store: ArtifactStore,
+    wanted: Sequence[tuple[str, str | None]],
+    path: Path,
+    *,
+    with_backbones: bool = True,
+    replace: bool = False,
+    on_size: OnBytes = lambda _: None,
+    on_bytes: OnBytes = lambda _: None,
+) -> PackIndex:
+    """Write tasks into one file that appears when it is complete; nothing in the store changes.
+
+    Everything is read and verified first. The same versions always give the same bytes.
+
+    Args:
+        store: Where they are.
+        wanted: Each a task and a version of it, or None for all its versions.
+        path: The file; its folder exists.
+        with_backbones: Whether to put in the backbones that they need.
+        replace: Whether a file that exists is replaced.
+        on_size: Told the number of bytes to write before the first of them.
+        on_bytes: Told of each further number of bytes written.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        NotInStoreError: If a task or version is not here, or is removed meanwhile.
+        StoreError: If the file exists, or a backbone is missing.
+        GloraDeployError: If a file of the store is not what it must be.
+        OSError: If the file cannot be written.
+    """
+    if not replace and os.path.lexists(path):
+        raise StoreError(f"{path}: must be a new file, it exists. Give another name, or --force.")
+    tasks: dict[str, PackedTask] = {}
+    sources: dict[str, Path | bytes] = {}
+    manifests: dict[str, Manifest] = {}
+    for task, names in _versions(store, wanted).items():
+        current = store.current(task)
+        versions = {}
+        for name in names:
+            data, manifest = _read(store, task, name)
+            versions[name] = PackedVersion(
+                manifest=FileRecord.of_bytes(data), adapter=manifest.adapter
+            )
+            sources[f"{task}/{name}/{MANIFEST}"] = data
+            sources[f"{task}/{name}/{ADAPTER}"] = store.root / task / name / ADAPTER
+            manifests.setdefault(manifest.backbone.fingerprint, manifest)
+        tasks[task] = PackedTask(
+            current=current if current in versions else None, versions=versions
+        )
+        sources[f"{task}/{CURRENT}"] = f"{current}\n".encode()
+    backbones = {}
+    for fingerprint, manifest in manifests.items() if with_backbones else ():
+        folder = _backbone(store, manifest)
+        backbones[fingerprint] = PackedBackbone(
+            config=FileRecord.of_file(folder / BACKBONE_CONFIG),
+            weights=FileRecord.of_file(folder / BACKBONE_WEIGHTS),
+        )
+        for name in (BACKBONE_CONFIG, BACKBONE_WEIGHTS):
+            sources[f"{BACKBONES}/{fingerprint}/{name}"] = folder / name
+    index = PackIndex(pack_version=PACK_VERSION, tasks=tasks, backbones=backbones)
+    on_size(index.data_bytes())
+    try:
+        with _new_file(path) as file:
+            write_pack(file, index, sources, on_bytes)
+    except (GloraDeployError, OSError):
+        for task, packed in tasks.items():
+            for version in packed.versions:
+                store.require_version(task, version)
+        raise
+    return index
+
+
+def _versions(
+    store: ArtifactStore, wanted: Sequence[tuple[str, str | None]]
+) -> dict[str, list[str]]:
+    """The versions to pack, oldest first, by task."""
+    asked: dict[str, set[str]] = {}
+    for task, version in wanted:
+        if version is not None:
+            store.require_version(task, version)
+        names = store.versions(task) if version is None else [version]
+        asked.setdefault(task, set()).update(names)
+    return {task: sorted(names) for task, names in sorted(asked.items())}
+
+
+def _read(store: ArtifactStore, task: str, version: str) -> tuple[bytes, Manifest]:
+    """The bytes of a manifest, and what they say, once the delta beside it is what they say."""
+    while True:
+        store.require_version(task, version)
+        try:
+            folder = OpenFolder(store.root / task / version)
+        except FileNotFoundError:
+            continue
+        with folder:
+            try:
+                artifact = store.get(task, version)
+                artifact.tensors()
+                data = read_bytes(artifact.path / MANIFEST, MAX_MANIFEST_BYTES)
+            except (GloraDeployError, OSError):
+                if folder.in_place():
+                    raise
+                continue
+            if folder.in_place():
+                return data, artifact.manifest
+
+
+def _backbone(store: ArtifactStore, manifest: Manifest) -> Path:
+    """The folder of a backbone, held, its tensors checked."""
+    recorded = manifest.backbone
+    if not store.hold_backbone(recorded.fingerprint):
+        raise StoreError(
+            f"{manifest.task}/{manifest.version}: its backbone {recorded.source} "
+            f"({recorded.fingerprint[:12]}..) is not in {store.root}. Pack with --no-backbone, or "
+            f"export the task once with {backbone_option(recorded.source)}."
+        )
+    folder = store.backbone_path(recorded.fingerprint)
+    found = fingerprint_of(map_tensors(folder / BACKBONE_WEIGHTS))
+    if found != recorded.fingerprint:
+        raise ArtifactError(
+            f"{folder}: its tensors have fingerprint {found[:12]}... Restore the file."
+        )
+    return folder
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name once the block has succeeded; otherwise nothing is left."""
+    new = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
+    try:
+        with new.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
