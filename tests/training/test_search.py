@@ -178,6 +178,46 @@ def test_a_repair_stops_as_soon_as_the_limits_are_kept(
     assert found == sizes
 
 
+def test_a_repair_shrinks_no_support_into_a_larger_one() -> None:
+    space = make_space()
+    shapes, rng = space.shapes, random.Random(3)
+    for seed in range(20):
+        given = space.draw(rng)
+        most = given.n_parameters(shapes) // 4
+        fitness = Counted(always(0.0))
+        config = SearchConfig(
+            population=1, generations=0, mutations=0, crossovers=1, max_parameters=most
+        )
+        evolve(space, fitness, config, random.Random(seed), first=[given])
+        for layer, paths in fitness.asked[0].items():
+            for support, path in paths.items():
+                offered = space.choices(layer, support)
+                assert offered.index(path) >= offered.index(given[layer][support])
+
+
+def test_one_size_alone_is_reached_by_growing_up_to_the_limit() -> None:
+    space = make_space()
+    config = SearchConfig(
+        population=1,
+        generations=0,
+        mutations=0,
+        crossovers=1,
+        min_parameters=137,
+        max_parameters=137,
+    )
+    for seed in range(20):
+        first = [space.smallest()]
+        result = evolve(space, always(0.0), config, random.Random(seed), first=first)
+        assert result.best.n_parameters == 137
+
+
+def test_a_support_with_two_choices_is_searched_too() -> None:
+    shape = LayerShape(kind="linear", d_out=5, d_in=4, bias=True)
+    space = SearchSpace({"fc": shape}, ())  # C is a vector or none
+    config = SearchConfig(population=1000, generations=0, mutations=0, crossovers=1)
+    assert evolve(space, always(0.0), config, random.Random(0)).n_evaluated == 3 * 3 * 2 * 3 * 3
+
+
 def test_at_limit_zero_the_only_subnet_is_scored_once() -> None:
     space = make_space()
     fitness = Counted(always(0.0))
