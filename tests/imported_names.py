@@ -77,7 +77,7 @@ def _text(node: ast.expr) -> str:
 def absolute(name: str, package: str) -> str:
     """Resolve ``..config`` as a file of this package does; ``OUTSIDE`` where there is none.
 
-    >>> absolute("..config", "glora_deploy.export.hub.push_pull")
+    >>> absolute("..config", "glora_deploy.export.hub")
     'glora_deploy.export.config'
     """
     bare = name.lstrip(".")
