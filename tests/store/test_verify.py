@@ -63,7 +63,7 @@ def damage(store: ArtifactStore, what: str) -> None:
 
 DAMAGES = {
     "adapter": ("v2", "pets/v2/adapter.safetensors: sha256 is "),
-    "no adapter": ("v2", "pets/v2/adapter.safetensors: must be a file, there is none."),
+    "no adapter": ("v2", "pets/v2/adapter.safetensors: must be a file, none is here."),
     "manifest": ("v2", "pets/v2/manifest.json: must be an object with format_version."),
     "stray in version": ("v2", "pets/v2/notes.txt: is not part of an artifact."),
     "stray in task": (None, "pets/readme: is not part of a store."),
