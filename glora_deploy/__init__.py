@@ -11,7 +11,8 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``parity``           do two stages compute the same; ``machine`` where that was measured
 ``cli``              the program ``glora``; ``console``, ``quiet`` what every program shares
 ``errors``           what can go wrong in the world, as one tree
-``precision``        fp32, fp16, bf16; ``strict_record`` JSON files as typed records
+``precision``        fp32, fp16, bf16
+``record_file``      JSON files read as typed records; ``strict_record`` what those obey
 ``file_kind``        what a file is, by its content; ``wording`` names in messages
 ===================  ============================================================================
 

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from .errors import ArtifactError, ParityError
+from .errors import ParityError
 from .machine import Machine
 from .precision import Precision
+from .record_file import parse_record
 
 PARITY_FILE = "parity.json"
 """The report beside the files of an export."""
@@ -125,13 +126,7 @@ class Report(_Value):
         Raises:
             ArtifactError: If it is not one; ``where`` names the file.
         """
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ArtifactError(
-                f"{where}: not a parity report ({first['msg']}). Export again."
-            ) from error
+        return parse_record(cls, data, where, "Export it again.")
 
     def require_passed(self) -> None:
         """Raise for the first failed step.

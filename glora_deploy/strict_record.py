@@ -33,6 +33,10 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
+    def to_json(self) -> bytes:
+        """The bytes of its file; the same record always gives the same bytes."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
 
 def first_problem(error: ValidationError) -> str:
     """The first problem as ``field: rule, got value``, and how many more there are."""

@@ -251,15 +251,15 @@ def test_damaged_json_is_refused_by_name() -> None:
     with pytest.raises(ArtifactError) as caught:
         Report.from_json(data[:-20], "pets/parity.json")
     assert re.fullmatch(
-        r"pets/parity\.json: not a parity report \(Invalid JSON: .+\)\. Export again\.",
+        r"pets/parity\.json: Invalid JSON: .+\. Export it again\.",
         str(caught.value),
     )
     for wrong, why in (
-        (b'"precision": "fp8"', "Input should be 'fp32', 'fp16' or 'bf16'"),
-        (b'"precision": "fp32", "more": 1', "Extra inputs are not permitted"),
+        (b'"precision": "fp8"', "precision: must be 'fp32', 'fp16' or 'bf16', got 'fp8'"),
+        (b'"precision": "fp32", "more": 1', "more: is not a field of this format"),
     ):
         changed = data.replace(b'"precision": "fp32"', wrong)
-        with pytest.raises(ArtifactError, match=re.escape(f"report ({why}). Export again.")):
+        with pytest.raises(ArtifactError, match=re.escape(f"parity.json: {why}. Export it again.")):
             Report.from_json(changed, "parity.json")
 
 

@@ -19,8 +19,9 @@ from torch import nn
 
 from glora_deploy.backbones.load import Backbone
 from glora_deploy.errors import BackboneMismatchError
-from glora_deploy.glora.forms import SUPPORTS, Form, LayerForms, LayerShape, Support
+from glora_deploy.glora.forms import LayerForms, LayerShape, Support
 from glora_deploy.glora.layer import layer_shape
+from glora_deploy.glora.support_value import factors_of, value_of
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.manifest import LayerRecord, ManifestDraft
 from glora_deploy.store.manifest_fields import Label, TrainingRecord
@@ -138,7 +139,7 @@ def assemble(
             _require_fit(target, place, part, where)
         supports = _join(target, layer, mine)
         if supports:
-            layers[layer] = LayerRecord.of(shape, _paths_of(supports))
+            layers[layer] = LayerRecord.of(shape, LayerForms.of(_shapes(supports)))
             tensors |= {f"{layer}.{name}": _rounded(value) for name, value in supports.items()}
     tensors |= {name: _rounded(value) for name, value in head.items()}
     return Imported(tensors, layers, dict(origin), tuple(notes))
@@ -264,7 +265,7 @@ def _bias_shift(target: Target, place: Place, part: Part) -> Array:
     frozen = target.bias(place.layer)[rows]
     trained = frozen if part.bias is None else part.bias
     shift = trained * (1 + part.supports.get("D", 0)) + part.supports.get("E", 0) - frozen
-    if (c := _dense(part, "C")) is not None:
+    if (c := value_of(part.supports, "C")) is not None:
         shift = shift + (target.weight(place.layer)[rows] @ c).squeeze(1)
     return np.asarray(shift)
 
@@ -274,24 +275,24 @@ def _stack(
 ) -> dict[str, Array]:
     """A or B of a whole layer, from those of its parts; rows without one get zeros."""
     shape = target.shapes[layer]
-    held = {p: part for p, part in parts.items() if _dense(part, support) is not None}
+    held = {
+        place: factors
+        for place, part in parts.items()
+        if (factors := factors_of(part.supports, support)) is not None
+    }
     if not held:
         return {}
-    if not any(f"{support}_d" in part.supports for part in held.values()):
+    if all(up is None for _, up in held.values()):
         column = np.zeros((shape.d_out, 1))
-        for place, part in held.items():
-            column[_slice(target, place)] = part.supports[support]
+        for place, (down, _) in held.items():
+            column[_slice(target, place)] = down
         return {support: column}
     downs, ups = [], []
-    for place, part in held.items():
-        # A vector or scalar is of rank one: the same value for every input.
-        down = part.supports.get(f"{support}_d", part.supports.get(support))
-        up = part.supports.get(f"{support}_u", np.ones((1, shape.d_in)))
-        assert down is not None
+    for place, (down, up) in held.items():
         tall = np.zeros((shape.d_out, down.shape[1]))
         tall[_slice(target, place)] = down
         downs.append(tall)
-        ups.append(up)
+        ups.append(np.ones((1, shape.d_in)) if up is None else up)
     return {f"{support}_d": np.hstack(downs), f"{support}_u": np.vstack(ups)}
 
 
@@ -300,20 +301,8 @@ def _slice(target: Target, place: Place) -> slice:
     return slice(place.index * rows, (place.index + 1) * rows)
 
 
-def _dense(part: Part, support: Support) -> Array | None:
-    if f"{support}_d" in part.supports:
-        return part.supports[f"{support}_d"] @ part.supports[f"{support}_u"]
-    return part.supports.get(support)
-
-
-def _paths_of(supports: Mapping[str, Array]) -> LayerForms:
-    paths: dict[str, Form] = {}
-    for support in SUPPORTS:
-        if f"{support}_d" in supports:
-            paths[support] = Form("lora", supports[f"{support}_d"].shape[1])
-        elif support in supports:
-            paths[support] = Form("scalar" if supports[support].size == 1 else "vector")
-    return LayerForms(**paths)
+def _shapes(supports: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in supports.items()}
 
 
 def _require_labels(labels: Sequence[str], n_classes: int) -> None:
@@ -336,7 +325,7 @@ def _require_fit(target: Target, place: Place, part: Part, where: str) -> None:
     rows = target.rows(place)
     own = LayerShape(kind=shape.kind, d_out=rows, d_in=shape.d_in, bias=shape.bias)
     try:
-        expected = _paths_of(part.supports).tensor_shapes(own)
+        expected = LayerForms.of(_shapes(part.supports)).tensor_shapes(own)
     except ValueError as error:
         raise BackboneMismatchError(f"{where}: {place.layer}: {error}") from error
     if part.bias is not None:

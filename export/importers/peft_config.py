@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from glora_deploy.errors import ArtifactError
-from glora_deploy.strict_record import first_problem
+from glora_deploy.record_file import parse_record, read_bytes
 
 # What may be set without changing the merged weights, or is read below.
 _UNDERSTOOD = frozenset(
@@ -81,13 +81,9 @@ def read_config(path: Path) -> Config:
         ArtifactError: If it is missing or damaged, of a method that is no sum of supports, or sets
             what changes the merged weights in another way.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path}: must be a file, none is here. Give the folder of an adapter.")
-    try:
-        config = Config.model_validate_json(path.read_bytes())
-        raw: dict[str, Any] = json.loads(path.read_bytes())
-    except ValidationError as error:
-        raise ArtifactError(f"{path}: {first_problem(error)}") from error
+    data = read_bytes(path, remedy="Give the folder of an adapter.")
+    config = parse_record(Config, data, str(path))
+    raw: dict[str, Any] = json.loads(data)
     if config.peft_type not in ("LORA", "GLORA"):
         raise ArtifactError(
             f"{path}: peft_type must be LORA or GLORA, got {config.peft_type}: its update is not "

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from glora_deploy.errors import ArtifactError, BackboneMismatchError
+from glora_deploy.merge.formula import merge
 
 from .assemble import Array
 from .peft_config import Config
@@ -15,7 +17,7 @@ from .peft_config import Config
 def supports_of(
     module: str, tensors: Mapping[str, Array], w0: Array, config: Config, where: str
 ) -> dict[str, Array]:
-    """One module's update as supports, named and shaped as in :class:`.imported.Part`.
+    """One module's update as supports, named and shaped as in :class:`.assemble.Part`.
 
     Args:
         module: Its name in the adapter.
@@ -101,24 +103,16 @@ def merge_whole(
         ArtifactError: If the update would give a bias to a classifier without one.
         BackboneMismatchError: If it does not fit.
     """
-    s = dict(supports)
-    if b0 is None and s.keys() & {"C", "C_d", "D", "E"}:
+    if b0 is None and supports.keys() & {"C", "C_d", "D", "E"}:
         raise ArtifactError(f"{where}: must not change the bias of a classifier that has none")
+    frozen_bias = None if b0 is None else torch.tensor(b0)
     try:
-        for support in "ABC":
-            if f"{support}_d" in s:
-                s[support] = s.pop(f"{support}_d") @ s.pop(f"{support}_u")
-        zero = np.zeros(1)
-        w = w0 + w0 * s.get("A", zero) + s.get("B", zero)
-        b = None
-        if b0 is not None:
-            b = b0 + b0 * s.get("D", zero) + s.get("E", zero)
-            b = b + (w0 @ s["C"]).reshape(-1) if "C" in s else b
+        w, b = merge(
+            torch.tensor(w0), frozen_bias, {name: torch.tensor(s) for name, s in supports.items()}
+        )
     except ValueError as error:
         raise BackboneMismatchError(f"{where}: {_no_fit(w0, supports)}") from error
-    if w.shape != w0.shape or (b is not None and b0 is not None and b.shape != b0.shape):
-        raise BackboneMismatchError(f"{where}: {_no_fit(w0, supports)}")
-    return w, b
+    return w.numpy(), None if b is None else b.numpy()
 
 
 def _no_fit(w0: Array, supports: Mapping[str, Array]) -> str:

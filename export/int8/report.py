@@ -10,14 +10,14 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from glora_deploy.errors import ArtifactError
 from glora_deploy.machine import Machine
 from glora_deploy.parity import Comparison, Step, compare
+from glora_deploy.record_file import read_record
 from glora_deploy.store.export_record import INT8_REPORT_FILE
 from glora_deploy.store.manifest_fields import Fraction, Sha256, TaskName, VersionName
-from glora_deploy.strict_record import Count, Line, Record, first_problem
+from glora_deploy.strict_record import Count, Line, Record
 
 from ..onnx_model.ort_session import PROVIDERS, OnnxSession
 from .saturation import SUM_MAX, Target
@@ -130,10 +130,6 @@ class QuantizeReport(Record):
             provider=PROVIDERS["cpu"][0],
         )
 
-    def to_json(self) -> bytes:
-        """The bytes of int8.json."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
-
     @classmethod
     def read(cls, folder: Path) -> QuantizeReport:
         """The report beside an int8 model.
@@ -141,13 +137,7 @@ class QuantizeReport(Record):
         Raises:
             ArtifactError: If it is missing or damaged.
         """
-        path = folder / INT8_REPORT_FILE
-        if not path.is_file():
-            raise ArtifactError(f"{path}: must be a file, none is here. Quantise again.")
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise ArtifactError(f"{path}: {first_problem(error)}. Quantise again.") from error
+        return read_record(cls, folder / INT8_REPORT_FILE, "Quantise again.")
 
 
 class Batch(NamedTuple):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import mmap
-import os
-import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
 from glora_deploy.errors import ExportError
+from glora_deploy.store.atomic_files import whole_file
 from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from glora_deploy.store.manifest_fields import FileRecord
 
@@ -96,7 +94,7 @@ def write_plan(folder: Path, config: PlanConfig, *, on_step: OnStep = lambda _: 
     _require_space(folder, 0 if config.strip else weights.stat().st_size)
     plan, started = folder / PLAN_FILE, time.perf_counter()
     try:
-        with _replacing(plan) as file, _replacing(folder / SIDECAR_FILE) as sidecar:
+        with whole_file(plan) as file, whole_file(folder / SIDECAR_FILE) as sidecar:
             built = _build(graph, weights, config, file, on_step)
             build_seconds = time.perf_counter() - started
             file.flush()
@@ -134,20 +132,6 @@ def _require_space(folder: Path, size_bytes: int) -> None:
         )
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` once it is whole, and else disappears."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with draft.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True, slots=True)
 class _Built:
     """What became of a build, apart from the plan's bytes."""
@@ -179,7 +163,7 @@ def _build(
         raise ExportError(_why_no_plan(onnx_path, name, logger.errors))
     if config.timing_cache is not None:
         timings: Any = settings.get_timing_cache().serialize()
-        with _replacing(config.timing_cache) as cache:
+        with whole_file(config.timing_cache) as cache:
             cache.write(memoryview(timings))
     gpu = find_gpu() if name == "tensorrt" else None
     return _Built(

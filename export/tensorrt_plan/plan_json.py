@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from glora_deploy.errors import ArtifactError, ExportError, NotRunnableError
 from glora_deploy.precision import Precision
+from glora_deploy.record_file import read_record
 from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from glora_deploy.store.manifest_fields import FileRecord
-from glora_deploy.strict_record import Count, Line, Record, first_problem
+from glora_deploy.strict_record import Count, Line, Record
 
 Backend = Literal["auto", "tensorrt", "rtx"]
 Library = Literal["tensorrt", "tensorrt_rtx"]
 HardwareCompatibility = Literal["ampere_plus", "same_compute_capability"]
 
 _AMPERE = 8
+_REMEDY = "Build the plan again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +102,6 @@ class PlanInfo(Record):
     plan: FileRecord
     build_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-    def to_json(self) -> bytes:
-        """The bytes of plan.json."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
-
 
 def read_plan_info(folder: Path) -> PlanInfo:
     """The sidecar of a folder's plan, once the files it names are the ones that lie there.
@@ -115,14 +113,9 @@ def read_plan_info(folder: Path) -> PlanInfo:
         ArtifactError: If plan.json or model.plan is missing, or a file is damaged or of another
             export; names both sides.
     """
-    sidecar = folder / SIDECAR_FILE
-    for path in (sidecar, folder / PLAN_FILE):
-        if not path.is_file():
-            raise ArtifactError(f"{path}: must be a file, none is here. Build the plan again.")
-    try:
-        info = PlanInfo.model_validate_json(sidecar.read_bytes())
-    except ValidationError as error:
-        raise ArtifactError(f"{sidecar}: {first_problem(error)}. Build the plan again.") from error
+    info = read_record(PlanInfo, folder / SIDECAR_FILE, _REMEDY)
+    if not (folder / PLAN_FILE).is_file():
+        raise ArtifactError(f"{folder / PLAN_FILE}: must be a file, none is here. {_REMEDY}")
     for name, record in (
         (PLAN_FILE, info.plan),
         (MODEL_FILE, info.graph),

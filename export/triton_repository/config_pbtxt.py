@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import ValidationError
-
-from glora_deploy.errors import ArtifactError
 from glora_deploy.precision import Precision
+from glora_deploy.record_file import read_record
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.manifest_fields import (
     FileRecord,
@@ -26,7 +24,7 @@ from glora_deploy.store.manifest_fields import (
     TaskName,
     VersionName,
 )
-from glora_deploy.strict_record import Line, Record, first_problem
+from glora_deploy.strict_record import Line, Record
 
 Kind = Literal["onnx", "int8", "plan"]
 Instances = Literal["auto", "cpu", "gpu"]
@@ -147,17 +145,7 @@ class VersionRecord(Record):
         Raises:
             ArtifactError: If it is missing or damaged.
         """
-        path = folder / VERSION_RECORD
-        if not path.is_file():
-            raise ArtifactError(f"{path}: must be a file, none is here. Move {folder} away.")
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise ArtifactError(f"{path}: {first_problem(error)}. Move {folder} away.") from error
-
-    def to_json(self) -> bytes:
-        """The bytes of source.json."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
+        return read_record(cls, folder / VERSION_RECORD, f"Move {folder} away.")
 
     def answers_like(self, other: VersionRecord) -> bool:
         """Whether one config.pbtxt and one labels.txt can describe both."""

@@ -16,7 +16,6 @@ takes the change time of the inode for a modification.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -32,6 +31,7 @@ from onnx.external_data_helper import uses_external_data
 
 from glora_deploy.errors import ExportError, ParityError
 from glora_deploy.store.atomic_files import flush, flush_tree, replace_folder, write_durable
+from glora_deploy.store.disk_space import space_for
 from glora_deploy.store.export_record import (
     INT8_FILE,
     MODEL_FILE,
@@ -55,8 +55,6 @@ from .config_pbtxt import (
     VersionRecord,
     config_text,
 )
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +114,8 @@ def write_triton(
         raise ValueError(f"version must be at least 1, got {version}")
     require_no_export(repository)
     sources = [_inspect(export, config) for export in exports]
-    with _space_for(repository), _alone(repository), _scratch(repository) as scratch:
+    room = space_for("the new models", repository, "repository", ExportError)
+    with room, _alone(repository), _scratch(repository) as scratch:
         models = [
             _build(scratch, repository / source.record.task, source, config, version)
             for source in sources
@@ -322,19 +321,6 @@ def _exchange(folders: Sequence[Path], repository: Path) -> None:
         raise
     finally:
         flush(repository)
-
-
-@contextmanager
-def _space_for(repository: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise ExportError(
-            f"{repository}: must have room for the new models, no space is left "
-            f"({error.strerror}); the repository is as it was. Free some space and try again."
-        ) from error
 
 
 @contextmanager

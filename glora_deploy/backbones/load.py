@@ -74,7 +74,7 @@ class Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _create(self.architecture, {**self.model_args, "num_classes": n_classes})
-        load_backbone_state(model, self.tensors, self.classifier, where=self.source)
+        _load_backbone_state(model, self.tensors, self.classifier, where=self.source)
         return model.eval()
 
     def record(self) -> BackboneRecord:
@@ -459,7 +459,7 @@ def _built_empty(create: Callable[[], nn.Module]) -> nn.Module:
     return model.eval()
 
 
-def load_backbone_state(
+def _load_backbone_state(
     model: nn.Module, tensors: Mapping[str, Tensor], classifier: tuple[str, ...], *, where: str
 ) -> None:
     """Copy backbone tensors into a model whose classifier may have any number of classes.
@@ -565,7 +565,7 @@ def _load_checked(model: nn.Module, state: dict[str, Any], where: str) -> None:
                 f"{where}: weights do not fit: timm cannot adapt them ({_first_line(error)})"
             ) from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    load_backbone_state(model, tensors, _classifier(model), where=where)
+    _load_backbone_state(model, tensors, _classifier(model), where=where)
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:

@@ -30,13 +30,13 @@ from .image_set import ArrayImages, ImageSet, TaskData, split_by_class
 
 N_TRAIN, N_VAL, N_TEST = 800, 200, 500
 
-DRAWN_SIZE = 64
+_DRAWN_SIZE = 64
 """Height and width of a drawn image, in pixels."""
 
-GRID = 4
+_GRID = 4
 """Cells per side of the ``position`` task."""
 
-N_DIRECTIONS = 12
+_N_DIRECTIONS = 12
 """Classes of the ``orientation`` task."""
 
 PATCH = 24
@@ -45,9 +45,9 @@ PATCH = 24
 BLOCK = 40
 """Height and width of the blocks of a photograph that are dealt out to the splits, in pixels."""
 
-MATERIALS = ("sky", "water", "roof", "wall", "tree", "leaf", "petal", "heart")
+_MATERIALS = ("sky", "water", "roof", "wall", "tree", "leaf", "petal", "heart")
 
-PHOTO_REGIONS = """
+_PHOTO_REGIONS = """
 china.jpg sky 0,0 640,0 640,125 590,130 565,190 335,190 330,110 220,25 190,25 90,100 75,180 0,120
 china.jpg water 352,243 420,243 500,240 546,224 546,285 480,295 365,315
 china.jpg roof 200,65 215,65 300,115 265,118 100,118 105,108 160,95
@@ -99,52 +99,52 @@ def _split_drawn(
     }
 
 
-def load_position(seed: int) -> TaskData:
+def _load_position(seed: int) -> TaskData:
     """Draw the ``position`` task: shape, size, turn, colours and noise vary freely."""
     rng = np.random.default_rng([seed, 1])
     n = N_TRAIN + N_VAL + N_TEST
-    labels = rng.permutation(np.arange(n) % GRID**2)
-    cell = DRAWN_SIZE / (GRID + 1)  # half a cell is left free on every side
+    labels = rng.permutation(np.arange(n) % _GRID**2)
+    cell = _DRAWN_SIZE / (_GRID + 1)  # half a cell is left free on every side
     shapes = ("square", "ellipse", "triangle", "star", "heart")
-    pixels = np.empty((n, DRAWN_SIZE, DRAWN_SIZE, 3), np.uint8)
+    pixels = np.empty((n, _DRAWN_SIZE, _DRAWN_SIZE, 3), np.uint8)
     for i, label in enumerate(labels.tolist()):
         # Centres keep a tenth of a cell away from its edges, where the answer would be a guess.
-        x, y = (np.array([label % GRID, label // GRID]) + 0.5 + rng.uniform(0.1, 0.9, 2)) * cell
+        x, y = (np.array([label % _GRID, label // _GRID]) + 0.5 + rng.uniform(0.1, 0.9, 2)) * cell
         pixels[i] = draw_shape(
             rng,
             SHAPES[shapes[rng.integers(len(shapes))]],
-            DRAWN_SIZE,
+            _DRAWN_SIZE,
             centre=(x, y),
             radius=rng.uniform(5, 11),
             angle=rng.uniform(0, 2 * np.pi),
         )
-    classes = tuple(f"row {i // GRID} column {i % GRID}" for i in range(GRID**2))
+    classes = tuple(f"row {i // _GRID} column {i % _GRID}" for i in range(_GRID**2))
     return TaskData(seed=seed, **_split_drawn("position", classes, pixels, labels))
 
 
-def load_orientation(seed: int) -> TaskData:
+def _load_orientation(seed: int) -> TaskData:
     """Draw the ``orientation`` task: shape, size, place, colours and noise vary freely."""
     rng = np.random.default_rng([seed, 2])
     n = N_TRAIN + N_VAL + N_TEST
-    labels = rng.permutation(np.arange(n) % N_DIRECTIONS)
-    step = 2 * np.pi / N_DIRECTIONS
+    labels = rng.permutation(np.arange(n) % _N_DIRECTIONS)
+    step = 2 * np.pi / _N_DIRECTIONS
     shapes = ("arrow", "wedge", "drop")
-    pixels = np.empty((n, DRAWN_SIZE, DRAWN_SIZE, 3), np.uint8)
+    pixels = np.empty((n, _DRAWN_SIZE, _DRAWN_SIZE, 3), np.uint8)
     for i, label in enumerate(labels.tolist()):
-        x, y = rng.uniform(0.4, 0.6, 2) * DRAWN_SIZE
+        x, y = rng.uniform(0.4, 0.6, 2) * _DRAWN_SIZE
         pixels[i] = draw_shape(
             rng,
             SHAPES[shapes[rng.integers(len(shapes))]],
-            DRAWN_SIZE,
+            _DRAWN_SIZE,
             centre=(x, y),
             radius=rng.uniform(15, 25),
             angle=(label + rng.uniform(-0.35, 0.35)) * step,
         )
-    classes = tuple(f"{i * 360 // N_DIRECTIONS} degrees" for i in range(N_DIRECTIONS))
+    classes = tuple(f"{i * 360 // _N_DIRECTIONS} degrees" for i in range(_N_DIRECTIONS))
     return TaskData(seed=seed, **_split_drawn("orientation", classes, pixels, labels))
 
 
-def load_digits(seed: int) -> TaskData:
+def _load_digits(seed: int) -> TaskData:
     """Split scikit-learn's handwritten digits, each class alike: 800, 199 and 798 images.
 
     Raises:
@@ -172,7 +172,7 @@ def load_digits(seed: int) -> TaskData:
     )
 
 
-def load_photos(seed: int) -> TaskData:
+def _load_photos(seed: int) -> TaskData:
     """Draw patches of scikit-learn's two photographs: 100, 25 and 62 of each material.
 
     Raises:
@@ -189,7 +189,7 @@ def load_photos(seed: int) -> TaskData:
     )
     val, test, train = split_by_class(dominant, (0.2, 0.3), rng)
     splits = {
-        split: _draw_patches(photos, [blocks[i] for i in part], count // len(MATERIALS), rng)
+        split: _draw_patches(photos, [blocks[i] for i in part], count // len(_MATERIALS), rng)
         for split, part, count in (
             ("train", train, N_TRAIN),
             ("val", val, N_VAL),
@@ -200,7 +200,7 @@ def load_photos(seed: int) -> TaskData:
         name="photos",
         spec="photos",
         seed=seed,
-        classes=MATERIALS,
+        classes=_MATERIALS,
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
@@ -210,11 +210,11 @@ def load_photos(seed: int) -> TaskData:
 def _outline_materials(photo: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Paint the outlined regions of a photograph: index of the material + 1, or 0, ``(h, w)``."""
     image = Image.new("L", (size[1], size[0]))
-    for line in PHOTO_REGIONS.split("\n"):
+    for line in _PHOTO_REGIONS.split("\n"):
         if line.startswith(photo):
             _, material, *corners = line.split()
             outline = [(int(x), int(y)) for x, y in (corner.split(",") for corner in corners)]
-            value = 0 if material == "-" else MATERIALS.index(material) + 1
+            value = 0 if material == "-" else _MATERIALS.index(material) + 1
             ImageDraw.Draw(image).polygon(outline, fill=value)
     return np.asarray(image)
 
@@ -247,7 +247,7 @@ def _draw_patches(
 ) -> ImageSet:
     """Draw this many distinct patches of each material from some blocks, in random order."""
     chosen: list[Place] = []
-    for label in range(len(MATERIALS)):
+    for label in range(len(_MATERIALS)):
         places = [place for block in blocks for place in block if place.label == label]
         chosen += [places[i] for i in rng.choice(len(places), n_each, replace=False)]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
@@ -268,9 +268,9 @@ def _sklearn_datasets() -> Any:
 
 
 BUILT_IN_TASKS: dict[str, Callable[[int], TaskData]] = {
-    "digits": load_digits,
-    "photos": load_photos,
-    "position": load_position,
-    "orientation": load_orientation,
+    "digits": _load_digits,
+    "photos": _load_photos,
+    "position": _load_position,
+    "orientation": _load_orientation,
 }
 """What draws each built-in task from a seed."""

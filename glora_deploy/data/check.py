@@ -23,7 +23,7 @@ SKIPPED_IMAGES = "skipped_images"
 MAX_SKIPPED = 1000
 """More unreadable images than this are no slip, and a manifest is no place to list them."""
 
-NEARLY_BLACK = 15
+_NEARLY_BLACK = 15
 """Highest value, of 255, of an image that a person sees as black; 12 bits in 16 end here."""
 
 READ_AT_ONCE = 256
@@ -264,11 +264,11 @@ def _pixel_notes(data: TaskData, seen: Mapping[str, list[_Seen]]) -> Iterator[st
     black = [
         name
         for name, each in every
-        if each.brightest <= NEARLY_BLACK and not (each.sixteen_bit and highest < 128)
+        if each.brightest <= _NEARLY_BLACK and not (each.sixteen_bit and highest < 128)
     ]
     if black:
         yield (
-            f"nearly black, with no value above {NEARLY_BLACK} of 255: "
+            f"nearly black, with no value above {_NEARLY_BLACK} of 255: "
             f"{count_of(len(black), 'image')}: {some_of(black)}"
         )
     clear = [name for name, each in every if each.transparent]

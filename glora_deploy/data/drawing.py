@@ -11,7 +11,7 @@ FloatArray = NDArray[np.float64]
 SUPERSAMPLING = 4
 """A mask is drawn this many times larger, then averaged down."""
 
-MIN_CONTRAST = 0.35
+_MIN_CONTRAST = 0.35
 """Least difference, in some channel from 0 to 1, between a shape and what lies beneath it."""
 
 
@@ -104,7 +104,7 @@ def draw_colour(rng: np.random.Generator, avoid: FloatArray) -> FloatArray:
     """A random colour ``(3,)``, each channel from 0 to 1, that differs visibly from another."""
     while True:
         colour = rng.uniform(0, 1, 3)
-        if np.abs(colour - avoid).max() >= MIN_CONTRAST:
+        if np.abs(colour - avoid).max() >= _MIN_CONTRAST:
             return colour
 
 

@@ -14,7 +14,7 @@ from .image_folder import find_images, loose_images, require_text, visible_folde
 from .image_set import ImageSet, TaskData
 from .spec import TEST_SHARE, VAL_SHARE, DataSpec, Splits
 
-SPLIT_NAMES = {
+_SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
@@ -78,7 +78,9 @@ def _shown(place: str) -> str:
 def _recognise(spec: str, root: Path) -> Splits:
     """The splits that the names of the folders say, or the line that tells what is missing."""
     folders = visible_folders(root)
-    named = {split: [name for name in folders if _split_of(name) == split] for split in SPLIT_NAMES}
+    named = {
+        split: [name for name in folders if _split_of(name) == split] for split in _SPLIT_NAMES
+    }
     others = [name for name in folders if _split_of(name) is None]
     if not any(named.values()):
         _require_no_splits_within(spec, root, folders)
@@ -125,7 +127,7 @@ def _require_no_splits_within(spec: str, root: Path, folders: Sequence[str]) -> 
 def _split_of(folder: str) -> str | None:
     """The split that a folder's name says."""
     name = folder.casefold()
-    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+    return next((split for split, names in _SPLIT_NAMES.items() if name in names), None)
 
 
 def _offer(named: Mapping[str, Sequence[str]]) -> str:

@@ -21,10 +21,10 @@ from ..errors import DataError
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused before they are decoded."""
 
-UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
+_UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
 """What is accepted from bytes, which may come from strangers."""
 
-FILE_FORMATS = (*UPLOAD_FORMATS, "BMP", "TIFF", "GIF", "JPEG2000", "AVIF")
+_FILE_FORMATS = (*_UPLOAD_FORMATS, "BMP", "TIFF", "GIF", "JPEG2000", "AVIF")
 """What is accepted from a path, whatever its suffix says; of an animation, the first frame."""
 
 SUFFIX_FORMATS = ("PPM", "TGA", "ICO", "PCX", "QOI", "SGI", "DIB")
@@ -57,7 +57,7 @@ class DecodedImage:
 def image_suffixes() -> Mapping[str, str]:
     """Every suffix that is read as an image, lower-case with its dot, to Pillow's format."""
     Image.init()
-    read = {*FILE_FORMATS, *SUFFIX_FORMATS} & set(Image.OPEN)
+    read = {*_FILE_FORMATS, *SUFFIX_FORMATS} & set(Image.OPEN)
     # A camera's multi-picture file is a JPEG followed by others; Pillow opens it as one.
     known = Image.registered_extensions() | {".mpo": "JPEG"}
     return {suffix: name for suffix, name in known.items() if name in read}
@@ -88,7 +88,7 @@ def decode_image(source: bytes | Path) -> DecodedImage:
         DataError: As ``load_image``.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), UPLOAD_FORMATS, where="image")
+        return _decode(io.BytesIO(source), _UPLOAD_FORMATS, where="image")
     try:
         with source.open("rb") as file:
             return _decode(file, _formats(source.suffix.lower()), where=str(source))
@@ -100,7 +100,7 @@ def decode_image(source: bytes | Path) -> DecodedImage:
 def _formats(suffix: str) -> tuple[str, ...]:
     """What the file of a path with this suffix may be; its own format is tried first."""
     known = set(image_suffixes().values())  # AVIF is not in every build of Pillow
-    always = tuple(name for name in FILE_FORMATS if name in known)
+    always = tuple(name for name in _FILE_FORMATS if name in known)
     own = image_suffixes().get(suffix)
     return always if own is None or own in always else (own, *always)
 

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..wording import some_of
 from .image_file import image_suffixes
 
-IGNORED_NAMES = frozenset(
+_IGNORED_NAMES = frozenset(
     (
         "__macosx",  # zip files made on a Mac: a shadow of every file
         "@eadir",  # Synology: previews of every image
@@ -30,16 +30,16 @@ IGNORED_NAMES = frozenset(
 """In any case, at every depth; so is every name with a leading dot."""
 
 
-def is_ignored(name: str) -> bool:
+def _is_ignored(name: str) -> bool:
     """Whether a file or folder is some program's own.
 
-    >>> [is_ignored(name) for name in (".ipynb_checkpoints", "._0.png", "Thumbs.db", "cat")]
+    >>> [_is_ignored(name) for name in (".ipynb_checkpoints", "._0.png", "Thumbs.db", "cat")]
     [True, True, True, False]
     """
-    return name.startswith(".") or name.lower() in IGNORED_NAMES
+    return name.startswith(".") or name.lower() in _IGNORED_NAMES
 
 
-def is_image_name(name: str) -> bool:
+def _is_image_name(name: str) -> bool:
     """Whether a file's suffix is that of an image that can be read."""
     return os.path.splitext(name)[1].lower() in image_suffixes()  # noqa: PTH122 (called per file)
 
@@ -49,7 +49,7 @@ def visible_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not is_ignored(e.name) and _is_folder(e))
+        return sorted(e.name for e in entries if not _is_ignored(e.name) and _is_folder(e))
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ def loose_images(root: Path, folder: str) -> list[str]:
     if not place.is_dir():
         return []
     with os.scandir(place) as entries:
-        names = [e.name for e in entries if not is_ignored(e.name) and is_image_name(e.name)]
+        names = [e.name for e in entries if not _is_ignored(e.name) and _is_image_name(e.name)]
     return sorted((Path(folder) / name).as_posix() for name in names)
 
 
@@ -118,12 +118,12 @@ def _walk(
     """Each file's path and whether it is an ``image`` or ``other``; ``above`` guards from loops."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_ignored(entry.name):
+            if _is_ignored(entry.name):
                 continue
             path = (*parts, entry.name)
             if not _is_folder(entry):
                 # A link that leads nowhere is an image that cannot be read, which is said later.
-                yield path, "image" if is_image_name(entry.name) else "other"
+                yield path, "image" if _is_image_name(entry.name) else "other"
             elif (identity := _identity(Path(entry.path))) in above:
                 yield path, "other"
             else:

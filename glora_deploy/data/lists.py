@@ -12,14 +12,14 @@ from .image_set import ImageSet, TaskData
 from .spec import VAL_SHARE, DataSpec, Splits
 from .text_file import read_lines, read_names
 
-MAX_CLASSES = 100_000
+_MAX_CLASSES = 100_000
 """A larger label in a list is taken for a slip, such as a line whose columns are swapped."""
 
-CLASSES_FILE = "classes.txt"
+_CLASSES_FILE = "classes.txt"
 
-VTAB_SPLITS = Splits(train="train800.txt", val="val200.txt", test="test.txt")
+_VTAB_SPLITS = Splits(train="train800.txt", val="val200.txt", test="test.txt")
 
-VTAB_CLASSES = {
+_VTAB_CLASSES = {
     "cifar": 100,
     "caltech101": 102,
     "dtd": 47,
@@ -51,7 +51,7 @@ def load_lists(spec: str, data: DataSpec, seed: int) -> TaskData:
     """
     root = data.root
     # VTAB's val200 is part of the data set: drawing another in its place would go unnoticed.
-    splits = VTAB_SPLITS if data.kind == "vtab" else data.splits or _usual_lists(spec, root)
+    splits = _VTAB_SPLITS if data.kind == "vtab" else data.splits or _usual_lists(spec, root)
     places = {"train": splits.train, "val": splits.val, "test": splits.test}
     notes: list[str] = []
     parts = {
@@ -102,10 +102,10 @@ def _read_list(root: Path, name: str, notes: list[str]) -> ImageSet:
         if not line.strip():
             continue
         file, *label = line.strip().rsplit(maxsplit=1)
-        if not label or not label[0].isdecimal() or int(label[0]) >= MAX_CLASSES:
+        if not label or not label[0].isdecimal() or int(label[0]) >= _MAX_CLASSES:
             raise DataError(
                 f"{path}: line {number} must be 'FILE LABEL' with a label from 0 to "
-                f"{MAX_CLASSES - 1}, got {line!r}"
+                f"{_MAX_CLASSES - 1}, got {line!r}"
             )
         found.append((file, int(label[0])))
         numbers.append(number)
@@ -129,9 +129,9 @@ def _classes(root: Path, name: str, splits: Mapping[str, ImageSet]) -> tuple[str
     """Class names from ``classes.txt``, else numbers: VTAB's known count, or up to the largest."""
     labels = [label for images in splits.values() for label in images.labels.tolist()]
     largest, smallest = max(labels, default=-1), min(labels, default=0)
-    path = root / CLASSES_FILE
+    path = root / _CLASSES_FILE
     if not path.exists():
-        return tuple(map(str, range(VTAB_CLASSES.get(name, largest + 1))))
+        return tuple(map(str, range(_VTAB_CLASSES.get(name, largest + 1))))
     names = read_names(path)
     if largest >= len(names):
         from_one = smallest == 1 and largest == len(names)

@@ -162,11 +162,6 @@ def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArra
     return x
 
 
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """One image as a backbone takes it: ``(3, h, w)``, float32."""
-    return normalise(to_pixels(image, preprocessing), preprocessing)
-
-
 def preprocess_batch(
     images: Iterable[Image.Image], preprocessing: Preprocessing
 ) -> NDArray[np.float32]:

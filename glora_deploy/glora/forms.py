@@ -124,7 +124,7 @@ class LayerShape:
     def require_fit(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
         """Check that tensors of these names and shapes are supports of such a layer.
 
-        Each support is judged by the path that its tensors look most like.
+        Each support is judged by the path that its tensors look most like: ``form_of``.
 
         >>> shape = LayerShape(kind="linear", d_out=3, d_in=2, bias=True)
         >>> shape.require_fit({"A": (1, 2)})
@@ -137,7 +137,7 @@ class LayerShape:
         """
         wanted: dict[str, tuple[int, ...]] = {}
         for support in SUPPORTS:
-            path = _likely_path(support, tensors)
+            path = form_of(support, tensors)
             if self._allows(support, path):
                 wanted |= self.tensor_shapes(support, path)
         for name in sorted(tensors.keys() | wanted.keys()):
@@ -153,13 +153,30 @@ class LayerShape:
         return path in self.choices(support, [path.rank] if path.rank else [])
 
 
-def _likely_path(support: Support, shapes: Mapping[str, tuple[int, ...]]) -> Form:
-    """The path whose tensors a layer seems to hold for one support."""
-    if (down := shapes.get(f"{support}_d")) is not None:
-        return Form("lora", max([1, *down[-1:]]))  # even a factor without columns asks for lora
+def kind_of(support: Support, shapes: Mapping[str, tuple[int, ...]]) -> FormKind:
+    """The kind of path whose tensors a layer holds for one support, told by names and shapes.
+
+    A vector of one row is a scalar: the same number wherever it is added. C has no scalar.
+
+    >>> kind_of("E", {"E": (3,), "A_d": (3, 2), "A_u": (2, 5)})
+    'vector'
+    """
+    if f"{support}_d" in shapes:
+        return "lora"
     if support not in shapes:
-        return NONE
-    return SCALAR if support != "C" and math.prod(shapes[support]) == 1 else VECTOR
+        return "none"
+    return "scalar" if support != "C" and math.prod(shapes[support]) == 1 else "vector"
+
+
+def form_of(support: Support, shapes: Mapping[str, tuple[int, ...]]) -> Form:
+    """The path of one support, as ``kind_of`` tells it, with its rank.
+
+    Whether the tensors fit the path and the layer is for ``LayerShape.require_fit`` to say.
+    """
+    kind = kind_of(support, shapes)
+    if kind != "lora":
+        return Form(kind)
+    return Form(kind, max([1, *shapes[f"{support}_d"][-1:]]))  # even one without columns is lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +195,15 @@ class LayerForms:
 
     def __getitem__(self, support: Support) -> Form:
         return cast(Form, getattr(self, support))
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> LayerForms:
+        """The path of each support of a layer that holds tensors of these names and shapes.
+
+        >>> print(LayerForms.of({"B_d": (7, 4), "B_u": (4, 5), "E": (7,)}))
+        A=none B=lora:4 C=none D=none E=vector
+        """
+        return cls(**{support: form_of(support, shapes) for support in SUPPORTS})
 
     def items(self) -> Iterator[tuple[Support, Form]]:
         """Each support with its path, A to E."""
@@ -336,16 +362,3 @@ class SearchSpace:
                 for layer, by_support in self._choices.items()
             }
         )
-
-    def require_contains(self, subnet: Subnet) -> None:
-        """Check that a subnet was drawn from this space.
-
-        Raises:
-            ValueError: If its layers differ or a path is not on offer; names the first.
-        """
-        subnet.n_parameters(self.shapes)
-        for layer, paths in subnet.items():
-            for support, path in paths.items():
-                if path not in self.choices(layer, support):
-                    offered = ", ".join(map(str, self.choices(layer, support)))
-                    raise ValueError(f"{layer}: {support}={path} is not on offer here: {offered}")

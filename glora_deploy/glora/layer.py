@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .forms import SUPPORTS, Form, LayerForms, LayerShape, Support
+from .support_value import value_of
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def layer_shape(module: nn.Module) -> LayerShape | None:
@@ -29,7 +30,7 @@ def layer_shape(module: nn.Module) -> LayerShape | None:
         return LayerShape(kind="linear", d_out=d_out, d_in=weight.shape[1], bias=bias)
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return LayerShape(kind="conv", d_out=d_out, d_in=weight[0].numel(), bias=bias)
-    if isinstance(module, NORMS) and weight.ndim == 1:
+    if isinstance(module, _NORMS) and weight.ndim == 1:
         return LayerShape(kind="affine", d_out=d_out, d_in=1, bias=bias)
     return None
 
@@ -106,17 +107,14 @@ class GloraLayer(nn.Module):
         scale = self.scales[support]
         return {support: value if scale == 1.0 else value * scale}
 
-    def _dense(self, support: Support) -> Tensor | None:
-        values = list(self._values(support, self.paths[support]).values())
-        if not values:
-            return None
-        return values[0] @ values[1] if len(values) == 2 else values[0]
+    def _active(self, support: Support) -> Tensor | None:
+        return value_of(self._values(support, self.paths[support]), support)
 
     @property
     def weight(self) -> Tensor:
         """The effective weight of the active paths, shaped as the base's."""
         frozen = cast(Tensor, self.base.weight)
-        a, b = self._dense("A"), self._dense("B")
+        a, b = self._active("A"), self._active("B")
         w0 = frozen.reshape(self.shape.d_out, -1)
         w = w0 if a is None else torch.addcmul(w0, w0, a)
         if b is not None:
@@ -129,7 +127,7 @@ class GloraLayer(nn.Module):
         if not self.shape.bias:
             return None
         b0 = cast(Tensor, self.base.bias)
-        c, d, e = self._dense("C"), self._dense("D"), self._dense("E")
+        c, d, e = self._active("C"), self._active("D"), self._active("E")
         b = b0 if d is None else torch.addcmul(b0, b0, d)
         if e is not None:
             b = b + e

@@ -25,7 +25,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ..glora.forms import LayerShape
+from ..glora.forms import LayerShape, Support
+from ..glora.support_value import factors_of, value_of
 from . import cpu_kernel
 from .cpu_kernel import LANES, ROWS
 
@@ -36,6 +37,7 @@ N_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 """Threads that ``fused_merge_layers`` uses: ``NUMBA_NUM_THREADS``, by default one per core."""
 
 _CARRIERS = {"float32": np.float32, "float16": np.uint16, "bfloat16": np.int16}
+_OF_C = ("C", "C_d", "C_u")
 _INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 
@@ -96,7 +98,7 @@ def fused_merge(
             bias += b0 * supports["D"].astype(np.float64)
         if "E" in supports:
             bias += supports["E"]
-        if "C" in supports or "C_d" in supports:
+        if not supports.keys().isdisjoint(_OF_C):
             bias += shift
         return _round_into(bias, out_b) and finite
 
@@ -134,11 +136,19 @@ def fused_merge_layers(jobs: Mapping[str, MergeJob]) -> list[str]:
         The layers whose outputs are not all finite, in the order of jobs.
 
     Raises:
-        ValueError: If a job does not fit; the outputs of the others are then undefined.
+        ValueError: If a job does not fit, with the name of its layer; the outputs of the others
+            are then undefined.
     """
     with ThreadPoolExecutor(N_THREADS, "fused-merge") as pool:
-        finite = pool.map(MergeJob.run, jobs.values())
+        finite = pool.map(_run, jobs, jobs.values())
         return [layer for layer, good in zip(jobs, finite, strict=True) if not good]
+
+
+def _run(layer: str, job: MergeJob) -> bool:
+    try:
+        return job.run()
+    except ValueError as error:
+        raise ValueError(f"{layer}: {error}") from error
 
 
 def _merge_weight(
@@ -183,27 +193,23 @@ def _padded(matrix: NDArray[Any], n_rows: int, n_columns: int) -> NDArray[Any]:
 
 
 def _factors(
-    supports: Mapping[str, NDArray[Any]], name: str, d_out: int, d_in: int
+    supports: Mapping[str, NDArray[Any]], support: Support, d_out: int, d_in: int
 ) -> tuple[Float64, Float64]:
-    """A or B as ``down.T @ up``: ``down (rank, d_out)`` and ``up (rank, d_in)``.
-
-    Vector and scalar are products of rank one with a row of ones.
-    """
-    if f"{name}_d" in supports:
-        down, up = supports[f"{name}_d"].T, supports[f"{name}_u"]
-    elif name in supports:
-        down, up = np.broadcast_to(supports[name].T, (1, d_out)), np.ones((1, d_in))
-    else:
+    """A or B as ``down.T @ up``: ``down (rank, d_out)``, ``up (rank, d_in)``; rank 0 if absent."""
+    found = factors_of(supports, support)
+    if found is None:
         return np.empty((0, d_out)), np.empty((0, d_in))
-    return np.ascontiguousarray(down, np.float64), np.ascontiguousarray(up, np.float64)
+    down, up = found
+    if up is None:
+        down, up = np.broadcast_to(down, (d_out, 1)), np.ones((1, d_in))
+    return np.ascontiguousarray(down.T, np.float64), np.ascontiguousarray(up, np.float64)
 
 
 def _input_shift(supports: Mapping[str, NDArray[Any]]) -> Float64:
     """C as ``(1, d_in)``, or no row if absent."""
-    if "C_d" in supports:
-        down, up = supports["C_d"].astype(np.float64), supports["C_u"].astype(np.float64)
-        return np.ascontiguousarray((down @ up).T)
-    return supports["C"].T.astype(np.float64, "C") if "C" in supports else np.empty((0, 1))
+    wide = {name: supports[name].astype(np.float64) for name in _OF_C if name in supports}
+    c = value_of(wide, "C")
+    return np.empty((0, 1)) if c is None else np.ascontiguousarray(c.T)
 
 
 def _round_into(values: Float64, out: NDArray[Any]) -> bool:

@@ -10,69 +10,44 @@ ViT-B, not as long as the copy.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..glora.forms import SUPPORTS, FormKind, Support, kind_of
+from ..glora.support_value import value_of
 from .cpu import require_shapes
 from .rounding import round_once
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def fused_merge_cuda(
-    w0: Tensor,
-    b0: Tensor | None,
-    supports: Mapping[str, Tensor],
-    *,
-    out_w: Tensor,
-    out_b: Tensor | None,
-    transposed: bool = False,
-) -> bool:
-    """Write the merged layer into ``out_w`` and ``out_b`` in one pass over the GPU's memory.
-
-    Without Triton (the CPU builds of torch do not bring it) this is ``fused_merge_torch``.
-
-    Args:
-        w0: Frozen weight ``(d_out, d_in)`` float32, contiguous. Not modified.
-        b0: Frozen bias ``(d_out,)`` float32, or None. Not modified.
-        supports: The layer's tensors by name, of any floating dtype, on w0's device; those absent
-            count as none. Not modified.
-        out_w: Contiguous ``(d_out, d_in)``, or ``(d_in, d_out)`` if transposed, of float32, float16
-            or bfloat16, on w0's device; shares no memory with w0.
-        out_b: Contiguous ``(d_out,)`` of out_w's dtype; None where b0 is.
-        transposed: Write the transpose of the merged weight.
-
-    Returns:
-        Whether every number written is finite in the output's dtype; this waits for the GPU.
-
-    Raises:
-        ValueError: If shapes, dtypes, layouts or devices are not as above, or a support is not one
-            that this layer can have.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return fused_merge_torch(w0, b0, supports, out_w=out_w, out_b=out_b, transposed=transposed)
-    flag = torch.zeros(1, dtype=torch.int32, device=w0.device)
-    _launch(CudaMergeJob(w0, b0, supports, out_w, out_b, transposed), flag)
-    return not flag.item()
-
-
 @dataclass(frozen=True, slots=True)
 class CudaMergeJob:
-    """The arguments of one ``fused_merge_cuda``."""
+    """One layer to merge; everything lies on w0's device."""
 
     w0: Tensor
+    """Frozen weight ``(d_out, d_in)`` float32, contiguous. Not modified."""
     b0: Tensor | None
+    """Frozen bias ``(d_out,)`` float32, or None. Not modified."""
     supports: Mapping[str, Tensor]
+    """By name, of any floating dtype; those absent count as none. Not modified."""
     out_w: Tensor
+    """Gets the merged weight: contiguous ``(d_out, d_in)``, or ``(d_in, d_out)`` if transposed, of
+    float32, float16 or bfloat16; shares no memory with w0."""
     out_b: Tensor | None
+    """Gets the merged bias: contiguous ``(d_out,)`` of out_w's dtype; None where b0 is."""
     transposed: bool = False
+    """Write the transpose of the merged weight."""
 
 
 def fused_merge_layers_cuda(jobs: Mapping[str, CudaMergeJob]) -> list[str]:
-    """Merge many layers of one GPU, waiting for it once, at the end.
+    """Merge many layers of one GPU, each in one pass over memory, and wait for it once, at the end.
+
+    Without Triton (the CPU builds of torch do not bring it) each is a ``fused_merge_torch``.
 
     Args:
         jobs: What to merge, by layer; outputs must not overlap.
@@ -81,28 +56,40 @@ def fused_merge_layers_cuda(jobs: Mapping[str, CudaMergeJob]) -> list[str]:
         The layers whose outputs are not all finite, in the order of jobs.
 
     Raises:
-        ValueError: If a job does not fit; the outputs of the others are then undefined.
+        ValueError: If a job is not as its fields say, or a support is not one that its layer can
+            have, with the name of the layer; the outputs of the others are then undefined.
     """
     if not jobs:
         return []
     if importlib.util.find_spec("triton") is None:
-        return [name for name, job in jobs.items() if not _merge_plainly(job)]
+        return [layer for layer, job in jobs.items() if not _merge_plainly(layer, job)]
     device = next(iter(jobs.values())).w0.device
     flags = torch.zeros(len(jobs), dtype=torch.int32, device=device)
-    for i, job in enumerate(jobs.values()):
-        _launch(job, flags[i:])
+    for i, (layer, job) in enumerate(jobs.items()):
+        with _naming(layer):
+            _launch(job, flags[i:])
     return [name for name, flag in zip(jobs, flags.tolist(), strict=True) if flag]
 
 
-def _merge_plainly(job: CudaMergeJob) -> bool:
-    return fused_merge_torch(
-        job.w0,
-        job.b0,
-        job.supports,
-        out_w=job.out_w,
-        out_b=job.out_b,
-        transposed=job.transposed,
-    )
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Begin what a job is refused with by the name of its layer."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{layer}: {error}") from error
+
+
+def _merge_plainly(layer: str, job: CudaMergeJob) -> bool:
+    with _naming(layer):
+        return fused_merge_torch(
+            job.w0,
+            job.b0,
+            job.supports,
+            out_w=job.out_w,
+            out_b=job.out_b,
+            transposed=job.transposed,
+        )
 
 
 def _launch(job: CudaMergeJob, flag: Tensor) -> None:
@@ -112,7 +99,10 @@ def _launch(job: CudaMergeJob, flag: Tensor) -> None:
     w0, b0, out_w, out_b = job.w0, job.b0, job.out_w, job.out_b
     _require(w0, b0, job.supports, out_w, out_b, job.transposed)
     d_out, d_in = w0.shape
-    a, b, c, d, e = (_Stored.of(name, job.supports, flag) for name in "ABCDE")
+    shapes = {name: tensor.shape for name, tensor in job.supports.items()}
+    a, b, c, d, e = (
+        _Stored.of(support, kind_of(support, shapes), job.supports, flag) for support in SUPPORTS
+    )
     # A transposed tile is written along its rows, so it needs more of them.
     rows, columns = (32, 64) if job.transposed else (8, 256)
     merge_rows[(-(-d_out // rows),)](
@@ -146,7 +136,7 @@ def _launch(job: CudaMergeJob, flag: Tensor) -> None:
     )
 
 
-_NONE, _LORA, _VECTOR, _SCALAR = range(4)
+_FORMS: dict[FormKind, int] = {"none": 0, "lora": 1, "vector": 2, "scalar": 3}
 """As in ``cuda_kernel``."""
 
 
@@ -160,16 +150,17 @@ class _Stored:
     second: Tensor
 
     @classmethod
-    def of(cls, support: str, supports: Mapping[str, Tensor], unused: Tensor) -> _Stored:
+    def of(
+        cls, support: Support, kind: FormKind, supports: Mapping[str, Tensor], unused: Tensor
+    ) -> _Stored:
         """From the layer's tensors; ``unused`` stands for those that are not read."""
-        if (down := supports.get(f"{support}_d")) is not None:
-            up = supports[f"{support}_u"]
-            return cls(_LORA, down.shape[-1], down.contiguous(), up.contiguous())
-        if (whole := supports.get(support)) is None:
-            return cls(_NONE, 0, unused, unused)
-        # A vector of one row is a scalar: the same number wherever it is added. C has none.
-        form = _SCALAR if whole.numel() == 1 and support != "C" else _VECTOR
-        return cls(form, 0, whole.contiguous(), unused)
+        form = _FORMS[kind]
+        if kind == "none":
+            return cls(form, 0, unused, unused)
+        if kind == "lora":
+            down, up = supports[f"{support}_d"], supports[f"{support}_u"]
+            return cls(form, down.shape[-1], down.contiguous(), up.contiguous())
+        return cls(form, 0, supports[support].contiguous(), unused)
 
 
 @torch.no_grad()
@@ -182,48 +173,44 @@ def fused_merge_torch(
     out_b: Tensor | None,
     transposed: bool = False,
 ) -> bool:
-    """As ``fused_merge_cuda``, by ordinary tensor operations on any device that has float64.
+    """Merge one layer by ordinary tensor operations, on any device that has float64.
 
     Needs room for several float64 copies of the weight.
+
+    Args:
+        w0: This and the others as in ``CudaMergeJob``.
+        b0: Frozen bias.
+        supports: The layer's tensors.
+        out_w: Gets the merged weight.
+        out_b: Gets the merged bias.
+        transposed: Write the transpose of the merged weight.
+
+    Returns:
+        Whether every number written is finite in the output's dtype. If it is not, the outputs
+        hold what was computed, infinities and all, and the caller must not use them.
+
+    Raises:
+        ValueError: If an argument is not as it must be; names it.
     """
     _require(w0, b0, supports, out_w, out_b, transposed)
     wide = _wide(supports)
     frozen = w0.double()
-    a_down, a_up = _factors(wide, "A", w0)
-    b_down, b_up = _factors(wide, "B", w0)
-    w = round_once(frozen * (1 + a_down @ a_up) + b_down @ b_up, out_w.dtype)
+    a, b = value_of(wide, "A"), value_of(wide, "B")
+    w = frozen if a is None else frozen * (1 + a)
+    w = round_once(w if b is None else w + b, out_w.dtype)
     out_w.copy_(w.T if transposed else w)
     finite = w.isfinite().all()
     bias = _bias(b0, wide)
     if bias is not None and out_b is not None:
-        c = _input_shift(wide)
-        out_b.copy_(round_once(bias if c is None else bias + frozen @ c, out_b.dtype))
+        c = value_of(wide, "C")
+        shifted = bias if c is None else bias + (frozen @ c).squeeze(1)
+        out_b.copy_(round_once(shifted, out_b.dtype))
         finite &= out_b.isfinite().all()
     return bool(finite)
 
 
 def _wide(supports: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: support.detach().double() for name, support in supports.items()}
-
-
-def _factors(wide: Mapping[str, Tensor], name: str, w0: Tensor) -> tuple[Tensor, Tensor]:
-    """A or B as ``down (d_out, rank) @ up (rank, d_in)``, contiguous.
-
-    Vector and scalar are products of rank one with a row of ones.
-    """
-    d_out, d_in = w0.shape
-    if f"{name}_d" in wide:
-        return wide[f"{name}_d"].contiguous(), wide[f"{name}_u"].contiguous()
-    rank = int(name in wide)
-    ones = torch.ones(rank, d_in, dtype=torch.float64, device=w0.device)
-    return wide.get(name, ones.T[:1]).expand(d_out, rank).contiguous(), ones
-
-
-def _input_shift(wide: Mapping[str, Tensor]) -> Tensor | None:
-    """C as ``(d_in,)``, or None if absent."""
-    if "C_d" in wide:
-        return (wide["C_d"] @ wide["C_u"])[:, 0].contiguous()
-    return wide["C"][:, 0].contiguous() if "C" in wide else None
 
 
 def _bias(b0: Tensor | None, wide: Mapping[str, Tensor]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Fold supports into frozen layers, and whole models into their vanilla selves.
+"""Fold supports into frozen layers, and into a whole network of them.
 
 One formula for every layer, as in the authors' ``GLoRA/layer.py:76-81`` (arXiv:2306.07967,
 equations 10-14); ``*`` is elementwise and everything reads the frozen w0::
@@ -11,7 +11,6 @@ existing network with the one-pass kernels, for those who merge often.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 
@@ -19,24 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..glora.forms import LayerShape, Support
-from ..glora.layer import layer_shape
+from ..glora.forms import LayerShape
+from ..glora.support_value import value_of
 from .cpu import MergeJob, fused_merge_layers
 from .cuda import CudaMergeJob, fused_merge_layers_cuda
 from .rounding import round_once
 
 Supports = Mapping[str, Tensor]
 """The tensors of one layer, named and shaped as in ``glora.forms``: ``A_d``, ``A_u``, ``B``, ..."""
-
-
-def dense(supports: Supports, support: Support) -> Tensor | None:
-    """The value of one support: the product of its lora factors, its vector or scalar, or None.
-
-    A and B broadcast to ``(d_out, d_in)``, C is ``(d_in, 1)``, D and E broadcast to ``(d_out,)``.
-    """
-    if f"{support}_d" in supports:
-        return supports[f"{support}_d"] @ supports[f"{support}_u"]
-    return supports.get(support)
 
 
 def merge(
@@ -62,13 +51,13 @@ def merge(
     wide = {name: tensor.to(w0.device, torch.float64) for name, tensor in supports.items()}
     frozen = w0.to(torch.float64).reshape(w0.shape[0], -1)
     # In place, and one support at a time: at most three float64 copies of the layer in memory.
-    if (a := dense(wide, "A")) is None:
+    if (a := value_of(wide, "A")) is None:
         w = frozen.clone()
     else:
         w = frozen * a
         w += frozen
     del a
-    if (b := dense(wide, "B")) is not None:
+    if (b := value_of(wide, "B")) is not None:
         w += b
     del b
     weight = round_once(w, dtype).reshape(w0.shape)
@@ -76,11 +65,11 @@ def merge(
         return weight, None
     base = b0.to(torch.float64)
     bias = base.clone()
-    if (d := dense(wide, "D")) is not None:
+    if (d := value_of(wide, "D")) is not None:
         bias += base * d
-    if (e := dense(wide, "E")) is not None:
+    if (e := value_of(wide, "E")) is not None:
         bias += e
-    if (c := dense(wide, "C")) is not None:
+    if (c := value_of(wide, "C")) is not None:
         # The frozen weight, not the merged one: C moves the input of the frozen layer.
         bias += (frozen @ c).squeeze(1)
     return weight, round_once(bias, dtype)
@@ -112,44 +101,6 @@ def split_by_layer(supports: Mapping[str, Tensor], layers: Iterable[str]) -> dic
     return dict(grouped)
 
 
-def merge_model(
-    model: nn.Module, supports: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
-) -> nn.Module:
-    """A vanilla copy of ``model`` with the supports folded in: same classes, same state-dict keys.
-
-    Args:
-        model: Frozen vanilla network. Not modified.
-        supports: ``layer.A_d``-style names, as stored in a delta (without the head).
-        dtype: Of every parameter of the result; the model's own by default.
-
-    Raises:
-        NonFiniteError: If a merged weight is not finite; names the layer.
-        ValueError: If a support names a layer that is not there, or does not fit it; names the
-            layer.
-    """
-    merged = copy.deepcopy(model)
-    if dtype is not None:
-        merged = merged.to(dtype)
-    layers = [name for name, module in model.named_modules() if layer_shape(module) is not None]
-    for layer, tensors in split_by_layer(supports, layers).items():
-        if not tensors:
-            continue
-        frozen, target = model.get_submodule(layer), merged.get_submodule(layer)
-        b0 = getattr(frozen, "bias", None)  # RMSNorm has no such attribute
-        try:
-            weight, bias = merge(frozen.weight, b0, tensors, dtype)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ValueError(f"{layer}: {error}") from error
-        with torch.no_grad():
-            for name, value in (("weight", weight), ("bias", bias)):
-                if value is None:
-                    continue
-                if not value.isfinite().all():
-                    raise NonFiniteError(f"{layer}.{name}: the merged weight must be finite")
-                getattr(target, name).copy_(value)
-    return merged
-
-
 @torch.no_grad()
 def merge_into(
     target: nn.Module,
@@ -170,7 +121,7 @@ def merge_into(
 
     Raises:
         NonFiniteError: If a merged weight is not finite in target's dtype; names the layer.
-        ValueError: If a support belongs to none of the layers, or does not fit its own.
+        ValueError: If a support belongs to none of the layers, or does not fit its own; names it.
     """
     jobs: dict[str, MergeJob] = {}
     cuda_jobs: dict[str, CudaMergeJob] = {}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import ArtifactError, GloraDeployError, StoreError
-from ..store.artifact import ADAPTER, MANIFEST, read_bytes
-from ..store.atomic_files import flush
+from ..record_file import read_bytes
+from ..store.artifact import ADAPTER, MANIFEST
+from ..store.atomic_files import whole_file
 from ..store.audit import backbone_option
 from ..store.fingerprint import fingerprint as fingerprint_of
 from ..store.folder_lock import OpenFolder
@@ -94,7 +92,7 @@ def pack(
     index = PackIndex(pack_version=PACK_VERSION, tasks=tasks, backbones=backbones)
     on_size(index.data_bytes())
     try:
-        with _new_file(path) as file:
+        with whole_file(path) as file:
             write_pack(file, index, sources, on_bytes)
     except (GloraDeployError, OSError):
         for task, packed in tasks.items():
@@ -154,19 +152,3 @@ def _backbone(store: ArtifactStore, manifest: Manifest) -> Path:
             f"{folder}: its tensors have fingerprint {found[:12]}... Restore the file."
         )
     return folder
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name once the block has succeeded; otherwise nothing is left."""
-    new = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
-    try:
-        with new.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    flush(path.parent)

@@ -16,18 +16,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..errors import ArtifactError
+from ..record_file import parse_record
 from ..store.artifact import ADAPTER, MANIFEST
-from ..store.manifest import MAX_MANIFEST_BYTES, FileRecord, first_problem
+from ..store.manifest import MAX_MANIFEST_BYTES, FileRecord
 from ..store.manifest_fields import Sha256, TaskName, VersionName
 from ..store.reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS, BACKBONES, CURRENT
 from ..strict_record import Record
 
 INDEX = ".pack.json"
 PACK_VERSION: Literal[1] = 1
-MAX_INDEX_BYTES = MAX_MANIFEST_BYTES
+_MAX_INDEX_BYTES = MAX_MANIFEST_BYTES
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
@@ -112,9 +113,9 @@ def write_pack(
         OSError: If a file cannot be read, or there is no space.
     """
     data = index.to_json()
-    if len(data) > MAX_INDEX_BYTES:
+    if len(data) > _MAX_INDEX_BYTES:
         raise ArtifactError(
-            f"{INDEX}: must have at most {MAX_INDEX_BYTES} bytes, got {len(data)}. "
+            f"{INDEX}: must have at most {_MAX_INDEX_BYTES} bytes, got {len(data)}. "
             "Pack fewer versions in one file."
         )
     file.write(_header(INDEX, len(data)) + data + _padding(len(data)))
@@ -147,7 +148,7 @@ def read_index(file: BinaryIO, where: str) -> PackIndex:
         size = tarfile.TarInfo.frombuf(header, "utf-8", "strict").size
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise _no_pack(where) from error
-    if not 0 < size <= MAX_INDEX_BYTES or header != _header(INDEX, size):
+    if not 0 < size <= _MAX_INDEX_BYTES or header != _header(INDEX, size):
         raise _no_pack(where)
     data = file.read(size)
     where_index = f"{where}: {INDEX}"
@@ -159,11 +160,9 @@ def read_index(file: BinaryIO, where: str) -> PackIndex:
                 f"{where_index}: pack_version must be {PACK_VERSION}, the only one this release "
                 f"reads, got {stated!r}. Use the glora-deploy that wrote it, or a newer one."
             )
-        index = PackIndex.model_validate_json(data)
-    except ValidationError as error:
-        raise ArtifactError(f"{where_index}: {first_problem(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where_index}: must be JSON: {error}") from error
+    index = parse_record(PackIndex, data, where_index)
     if index.to_json() != data:
         raise ArtifactError(f"{where_index}: must be written as 'glora pack' writes it")
     _require_same(file.read(len(_padding(size))), _padding(size), where_index)

@@ -6,7 +6,7 @@
 ``reader``              what lies where in a store; ``store`` the half that writes
 ``audit``               every file held against what is stated about it
 ``atomic_files``        writing so that a crash leaves the old state or the new
-``folder_lock``         folders held against other processes
+``disk_space``          a full disk said in one line; ``folder_lock`` folders held against others
 ``mapped_safetensors``  arrays mapped straight onto a safetensors file
 ``fingerprint``         one sha256 for a set of named tensors
 ``backbone_config``     how the network around a stored backbone is built

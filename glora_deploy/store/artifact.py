@@ -23,6 +23,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from ..errors import ArtifactError, NonFiniteError
+from ..record_file import read_bytes
 from ..strict_record import short
 from .atomic_files import write_durable
 from .fingerprint import little_endian
@@ -196,20 +197,6 @@ def read_adapter(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     }
     _require_finite(tensors, str(path))
     return tensors
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file of at most this size.
-
-    Raises:
-        ArtifactError: If it is missing, not a file, or larger.
-    """
-    if not path.is_file():
-        raise ArtifactError(f"{path}: must be a file, there is none. Restore it.")
-    size_bytes = path.stat().st_size
-    if size_bytes > limit:
-        raise ArtifactError(f"{path}: must have at most {limit} bytes, got {size_bytes}")
-    return path.read_bytes()
 
 
 def _to_bytes(tensors: Mapping[str, NDArray[Any]], task: str, version: str, digest: str) -> bytes:

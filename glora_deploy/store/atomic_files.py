@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
-STALE_AFTER_S = 24 * 3600
+_STALE_AFTER_S = 24 * 3600
 """Age at which a scratch folder is swept whoever made it."""
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -60,7 +61,7 @@ def _is_leftover(entry: Path) -> bool:
         return False
     if made_by["host"] == _host() and not _is_alive(int(made_by["pid"])):
         return True
-    return time.time() - entry.stat().st_mtime > STALE_AFTER_S
+    return time.time() - entry.stat().st_mtime > _STALE_AFTER_S
 
 
 def _is_alive(pid: int) -> bool:
@@ -103,6 +104,24 @@ def replace_file(path: Path, data: bytes, scratch: Path) -> None:
         new = folder / path.name
         write_durable(new, data)
         new.replace(path)
+    flush(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name, flushed to the disk, once the block has succeeded.
+
+    A file of that name is replaced. If the block fails it stays, and nothing else is left.
+    """
+    new = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
+    try:
+        with new.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
     flush(path.parent)
 
 

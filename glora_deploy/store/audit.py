@@ -18,7 +18,7 @@ from .manifest import FileRecord
 from .mapped_safetensors import map_tensors
 from .reader import BACKBONE_WEIGHTS, BACKBONES, CURRENT, EXPORT_RECORD, EXPORTS, StoreReader
 
-LOST_AND_FOUND = "lost+found"
+_LOST_AND_FOUND = "lost+found"
 """What ext4 keeps in the root of every volume, which may be that of a store."""
 
 
@@ -138,7 +138,7 @@ def _settled(folder: Path, check: Callable[[], Iterator[str]]) -> list[str]:
 
 
 def _audit_root(store: StoreReader) -> Iterator[str]:
-    for name in _strays(store.root, {*store.tasks(), LOST_AND_FOUND}):
+    for name in _strays(store.root, {*store.tasks(), _LOST_AND_FOUND}):
         path = store.root / name
         # A process that died before its first version was in place leaves an empty folder.
         if not name.startswith(".") and not (path.is_dir() and not any(path.iterdir())):
@@ -205,7 +205,7 @@ def _audit_export(store: StoreReader, artifact: Artifact, precision: str) -> Ite
     path = store.inside(folder / EXPORT_RECORD)
     record = ExportRecord.read(folder)
     if record is None:
-        raise ArtifactError(f"{path}: must be a file, there is none. Export it again.")
+        raise ArtifactError(f"{path}: must be a file, none is here. Export it again.")
     record.require_of(folder, artifact.manifest, precision)
     there = set(_file_names(folder)) - {EXPORT_RECORD}
     altered = record.files.keys() - there

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ArtifactError, BackboneMismatchError
-from ..strict_record import Line, first_problem, short
-from .artifact import ABOUT, MANIFEST, Artifact, read_bytes
-from .manifest import MAX_MANIFEST_BYTES, Manifest
+from ..record_file import parse_record, read_bytes
+from ..strict_record import Line, short
+from .artifact import ABOUT, MANIFEST, Artifact
+from .manifest import Manifest
 from .manifest_fields import Settings
 from .reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS
 
@@ -140,7 +141,7 @@ def _paired(
 def _read_sealed(folder: Path) -> tuple[bytes, bool]:
     """The bytes of config.json, equal to those that were sealed, and whether any were."""
     path, weights = folder / BACKBONE_CONFIG, folder / BACKBONE_WEIGHTS
-    data = read_bytes(path, MAX_MANIFEST_BYTES)
+    data = read_bytes(path)
     try:
         with safe_open(weights, framework="np") as file:
             text = (file.metadata() or {}).get(ABOUT)
@@ -157,9 +158,4 @@ def _read_sealed(folder: Path) -> tuple[bytes, bool]:
 
 
 def _parse(folder: Path, data: bytes) -> BackboneConfig:
-    try:
-        return BackboneConfig.model_validate_json(data)
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{folder / BACKBONE_CONFIG}: {first_problem(error)}. {_REMEDY}"
-        ) from error
+    return parse_record(BackboneConfig, data, str(folder / BACKBONE_CONFIG), _REMEDY)

@@ -11,14 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..errors import ArtifactError
 from ..parity import PARITY_FILE, Report
 from ..precision import PRECISIONS, Precision, is_float
-from ..strict_record import first_problem, short
-from .artifact import ADAPTER, MANIFEST, read_bytes
-from .manifest import MAX_MANIFEST_BYTES, Manifest
+from ..record_file import read_bytes, read_record
+from ..strict_record import Record, short
+from .artifact import ADAPTER, MANIFEST
+from .manifest import Manifest
 from .manifest_fields import FileRecord, Sha256, utc_now
 from .mapped_safetensors import read_layout
 from .reader import EXPORT_RECORD
@@ -53,10 +54,8 @@ _NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
 FilePath = Annotated[str, Field(pattern=rf"^{_NAME}(/{_NAME})*$", max_length=200)]
 
 
-class ExportRecord(BaseModel):
+class ExportRecord(Record):
     """All of export.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     task: str
     version: str
@@ -105,16 +104,11 @@ class ExportRecord(BaseModel):
             ArtifactError: If export.json is damaged, or contradicts itself.
         """
         path = folder / EXPORT_RECORD
-        if not path.is_file():
-            return None
-        try:
-            return cls.model_validate_json(read_bytes(path, MAX_MANIFEST_BYTES))
-        except ValidationError as error:
-            raise ArtifactError(f"{path}: {first_problem(error)}. Export it again.") from error
+        return read_record(cls, path, "Export it again.") if path.is_file() else None
 
     def write(self, folder: Path) -> None:
         """Write export.json into the folder."""
-        (folder / EXPORT_RECORD).write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
+        (folder / EXPORT_RECORD).write_bytes(self.to_json())
 
     def require_of(self, folder: Path, manifest: Manifest, precision: str) -> None:
         """Check that this export was made from this artifact in this precision.
@@ -168,7 +162,7 @@ class ExportRecord(BaseModel):
         if PARITY_FILE not in self.files:
             return None
         path = folder / PARITY_FILE
-        found = Report.from_json(read_bytes(path, MAX_MANIFEST_BYTES), str(path))
+        found = Report.from_json(read_bytes(path), str(path))
         for field in ("task", "version", "precision", "adapter_sha256"):
             stated, expected = getattr(found, field), getattr(self, field)
             if stated != expected:

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..errors import ArtifactError
 from ..glora.forms import LayerShape, Subnet
+from ..record_file import parse_record
 from ..strict_record import Count, Record, first_problem, short
 from .manifest_fields import (
     BackboneRecord,
@@ -40,7 +41,6 @@ from .manifest_fields import (
 __all__ = [
     "FORMAT_VERSION",
     "HEADER_BYTES",
-    "ITEM_BYTES",
     "MAX_MANIFEST_BYTES",
     "BackboneRecord",
     "Dtype",
@@ -58,9 +58,9 @@ __all__ = [
 FORMAT_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 16 * 2**20
 HEADER_BYTES = 64 * 2**10
-HEADER_BYTES_OF_TENSOR = 512
+_HEADER_BYTES_OF_TENSOR = 512
 """An adapter is its numbers and at most one of these more: the first, or this for each tensor."""
-ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class ManifestDraft(Record):
@@ -169,10 +169,7 @@ class Manifest(ManifestDraft):
                 field that is wrong and the rule it breaks.
         """
         _require_readable(data, where)
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise ArtifactError(f"{where}: {first_problem(error)}") from error
+        return parse_record(cls, data, where)
 
     @model_validator(mode="after")
     def _counts(self) -> Manifest:
@@ -186,9 +183,9 @@ class Manifest(ManifestDraft):
             if stated != found:
                 raise ValueError(f"{field} must be {found}, the sum over its tensors, got {stated}")
         self._require_head()
-        data_bytes = ITEM_BYTES[self.dtype] * (n_supports + n_head)
+        data_bytes = _ITEM_BYTES[self.dtype] * (n_supports + n_head)
         n_tensors = len(supports) + len(self.head)
-        most = data_bytes + max(HEADER_BYTES, HEADER_BYTES_OF_TENSOR * n_tensors)
+        most = data_bytes + max(HEADER_BYTES, _HEADER_BYTES_OF_TENSOR * n_tensors)
         if not data_bytes <= self.adapter.size_bytes <= most:
             raise ValueError(
                 f"adapter.size_bytes must be {data_bytes}, the bytes of its tensors, to {most}, "

@@ -83,7 +83,7 @@ Settings = Annotated[dict[str, JsonValue], AfterValidator(_finite_json)]
 Size = Annotated[int, Field(ge=1, le=2**24)]
 Pixels = Annotated[int, Field(ge=1, le=2**14)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PathText = Annotated[str, Field(pattern=r"^(lora:[1-9][0-9]{0,4}|vector|scalar|none)$")]
+_PathText = Annotated[str, Field(pattern=r"^(lora:[1-9][0-9]{0,4}|vector|scalar|none)$")]
 
 
 class BackboneRecord(Record):
@@ -129,11 +129,11 @@ class PreprocessingRecord(Record):
 class PathsRecord(Record):
     """The path of each support, as ``paths.Path`` prints it."""
 
-    A: PathText
-    B: PathText
-    C: PathText
-    D: PathText
-    E: PathText
+    A: _PathText
+    B: _PathText
+    C: _PathText
+    D: _PathText
+    E: _PathText
 
 
 class LayerRecord(Record):

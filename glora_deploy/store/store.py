@@ -8,7 +8,6 @@ POSIX file systems only.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from .atomic_files import (
 )
 from .audit import Finding, TaskSize, audit, audit_rest, size_of, without_backbone
 from .backbone_config import seal
+from .disk_space import space_for
 from .fingerprint import fingerprint as fingerprint_of
 from .folder_lock import OpenFolder, folder_lock
 from .manifest import ManifestDraft, utc_now
@@ -55,7 +55,6 @@ __all__ = [
     "TaskSize",
 ]
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NUMBERED = re.compile(r"v([1-9][0-9]{0,17})")
 
 
@@ -411,7 +410,7 @@ class ArtifactStore(StoreReader):
         Raises:
             StoreError: If no space is left.
         """
-        with _space_for(self.root, what):
+        with space_for(what, self.root, "store", StoreError):
             sweep(self._tmp)
             with scratch_folder(self._tmp) as folder:
                 yield folder
@@ -543,16 +542,3 @@ def _gone(artifact: Artifact) -> NotInStoreError:
     return NotInStoreError(
         f"{artifact.path}: {artifact.task}/{artifact.version} is not in the store"
     )
-
-
-@contextmanager
-def _space_for(root: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise StoreError(
-            f"{root}: no space left to write {what} ({error.strerror}); the store is as it was. "
-            "Free some space and try again."
-        ) from error

@@ -19,7 +19,6 @@ from glora_deploy.data.preprocess import (
     Preprocessing,
     load_image,
     normalise,
-    preprocess,
     preprocess_batch,
     to_pixels,
 )
@@ -39,6 +38,11 @@ PLAIN = Preprocessing.from_timm(IMAGENET)
 def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def preprocessed(image: Image.Image, preprocessing: Preprocessing) -> Any:
+    """One image as a batch takes it, ``(3, h, w)``."""
+    return preprocess_batch([image], preprocessing)[0]
 
 
 def encode(image: Image.Image, format_: str, **options: Any) -> bytes:
@@ -72,7 +76,7 @@ def test_the_array_is_bit_equal_to_timms_transform(crop_mode: str, size: tuple[i
         }
         for image in images:
             np.testing.assert_array_equal(
-                preprocess(image, Preprocessing.from_timm(config)),
+                preprocessed(image, Preprocessing.from_timm(config)),
                 timm_transform(config, image),
                 err_msg=f"{config} {image.size}",
             )
@@ -90,7 +94,7 @@ def test_the_array_is_bit_equal_to_timm_at_full_size_on_random_sizes() -> None:
     for seed in range(6):
         image = make_image(rng.randint(30, 700), rng.randint(30, 700), seed)
         np.testing.assert_array_equal(
-            preprocess(image, Preprocessing.from_timm(config)), timm_transform(config, image)
+            preprocessed(image, Preprocessing.from_timm(config)), timm_transform(config, image)
         )
 
 
@@ -111,7 +115,7 @@ def test_the_data_configs_of_common_models_are_taken_over(name: str) -> None:
     )
     image = make_image(300, 260)
     np.testing.assert_array_equal(
-        preprocess(image, Preprocessing.from_timm(config)), timm_transform(config, image)
+        preprocessed(image, Preprocessing.from_timm(config)), timm_transform(config, image)
     )
 
 
@@ -130,7 +134,7 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
     assert batch.dtype == np.float32
     assert batch.flags.c_contiguous
     for one, image in zip(batch, images, strict=True):
-        np.testing.assert_array_equal(one, preprocess(image, PLAIN))
+        np.testing.assert_array_equal(one, preprocessed(image, PLAIN))
 
 
 def test_an_empty_batch_has_the_right_shape() -> None:
@@ -143,7 +147,7 @@ def test_cached_pixels_give_the_same_array_as_the_image() -> None:
     assert pixels.shape == (24, 24, 3)
     assert pixels.dtype == np.uint8
     before = pixels.copy()
-    np.testing.assert_array_equal(normalise(pixels, PLAIN), preprocess(image, PLAIN))
+    np.testing.assert_array_equal(normalise(pixels, PLAIN), preprocessed(image, PLAIN))
     np.testing.assert_array_equal(pixels, before)
 
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from fused_cases import Case, cases, make_case, require_merged
 from glora_deploy.merge.cuda import (
     CudaMergeJob,
-    fused_merge_cuda,
     fused_merge_layers_cuda,
     fused_merge_torch,
 )
@@ -40,6 +39,20 @@ needs_interpreter = pytest.mark.skipif(
     reason="needs Triton, and no GPU, which is tested itself",
 )
 directions = pytest.mark.parametrize("transposed", [False, True], ids=["upright", "transposed"])
+
+
+def fused_merge_cuda(
+    w0: Tensor,
+    b0: Tensor | None,
+    supports: Mapping[str, Tensor],
+    *,
+    out_w: Tensor,
+    out_b: Tensor | None,
+    transposed: bool = False,
+) -> bool:
+    """One layer as many are merged; whether it is finite."""
+    job = CudaMergeJob(w0, b0, supports, out_w, out_b, transposed)
+    return not fused_merge_layers_cuda({"layer": job})
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +235,7 @@ def test_what_does_not_fit_is_refused_by_name(
     }
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole text is compared
         merge(**{**arguments, name: value})
-    assert str(error.value) == message
+    assert str(error.value).removeprefix("layer: ") == message
 
 
 def test_the_frozen_weight_is_never_overwritten() -> None:
@@ -256,6 +269,18 @@ def require_layers_merged(device: str) -> None:
 def test_layers_merged_together_say_which_is_not_finite(interpreted: Merge) -> None:
     require_layers_merged("cpu")
     assert fused_merge_layers_cuda({}) == []
+
+
+def test_the_layer_that_a_support_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    w0, out_w = torch.ones(7, 5), torch.empty(7, 5)
+    jobs = {"blocks.3": CudaMergeJob(w0, None, {"A": torch.ones(1, 5)}, out_w, None)}
+    rule = r"^blocks\.3: A must have shape \(7, 1\) where w0 is \(7, 5\) .*, got \(1, 5\)$"
+    for has_triton in {TRITON, False}:
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, found=has_triton: found or None
+        )
+        with pytest.raises(ValueError, match=rule):
+            fused_merge_layers_cuda(jobs)
 
 
 @needs_interpreter

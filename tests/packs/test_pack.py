@@ -26,6 +26,7 @@ from glora_deploy.store.fingerprint import fingerprint
 from glora_deploy.store.manifest import FileRecord
 from glora_deploy.store.reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS
 from glora_deploy.store.store import ArtifactStore
+from pets_store import refusal
 
 BACKBONES = tuple({"w": np.full((5, 3), value, np.float32)} for value in (1, 2))
 DIGESTS = tuple(map(fingerprint, BACKBONES))
@@ -74,13 +75,6 @@ def content(root: Path) -> dict[str, bytes | None]:
 
 def without_exports(files: dict[str, bytes | None]) -> dict[str, bytes | None]:
     return {name: data for name, data in files.items() if "exports" not in name}
-
-
-def refusal(action: Callable[[], Any], error: type[Exception]) -> str:
-    with pytest.raises(error) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # Into the file

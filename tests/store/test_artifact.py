@@ -296,16 +296,16 @@ def test_swapped_adapters_are_refused_with_both_digests(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     artifact = write(tmp_path)
     (tmp_path / ADAPTER).unlink()
-    assert refusal(artifact) == "must be a file, there is none. Restore it."
+    assert refusal(artifact) == "must be a file, none is here. Restore it."
     (tmp_path / ADAPTER).mkdir()
-    assert refusal(artifact) == "must be a file, there is none. Restore it."
+    assert refusal(artifact) == "must be a file, none is here. Restore it."
     (tmp_path / ADAPTER).rmdir()
     os.mkfifo(tmp_path / ADAPTER)
-    assert refusal(artifact) == "must be a file, there is none. Restore it."
+    assert refusal(artifact) == "must be a file, none is here. Restore it."
 
 
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"manifest\.json: must be a file, there is none"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json: must be a file, none is here"):
         read_artifact(tmp_path)
 
 

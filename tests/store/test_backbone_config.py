@@ -98,7 +98,7 @@ def test_every_change_of_a_sealed_file_is_refused_and_found(tmp_path: Path) -> N
     assert store.verify() == []
     path.unlink()
     (finding,) = store.verify()
-    assert finding.problem == f"{path}: must be a file, there is none. Restore it."
+    assert finding.problem == f"{path}: must be a file, none is here. Restore it."
 
 
 def test_a_seal_names_both_sides_and_the_way_out(tmp_path: Path) -> None:

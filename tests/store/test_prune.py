@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from pathlib import Path
 
@@ -28,9 +27,7 @@ BACKBONES = tuple({"w": np.full((5, 3), value, np.float32)} for value in (1, 2))
 DIGESTS = tuple(map(fingerprint, BACKBONES))
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def put_backbone(store: ArtifactStore, n: int) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from factories import make_artifact, make_draft, make_store, make_tensors
+from factories import make_artifact, make_draft, make_tensors
 from glora_deploy import cli
 from glora_deploy.errors import NotInStoreError, StoreError
 from glora_deploy.store import audit, reader, store as store_module
@@ -25,16 +25,9 @@ from glora_deploy.store.artifact import MANIFEST
 from glora_deploy.store.export_record import ExportRecord
 from glora_deploy.store.folder_lock import OpenFolder, folder_lock
 from glora_deploy.store.store import ArtifactStore
+from pets_store import refusal
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return make_store(tmp_path / "store", {"pets": 3, "cats": 1})
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture
@@ -85,11 +78,9 @@ def of(version: str) -> Callable[..., bool]:
     return lambda folder, *_: Path(folder).name == version
 
 
-def refusal(action: Callable[[], Any], error: type[Exception] = NotInStoreError) -> str:
-    with pytest.raises(error) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def absence(action: Callable[[], Any]) -> str:
+    """The one line that says something is not in the store."""
+    return refusal(action, NotInStoreError)
 
 
 # A version that is removed between the listing and the reading
@@ -128,7 +119,7 @@ def test_a_version_removed_while_it_is_opened_is_named(
     store: ArtifactStore, other: ArtifactStore, meanwhile: Meanwhile
 ) -> None:
     meanwhile(reader, "read_artifact", lambda: other.remove("pets", "v2"), on=of("v2"))
-    assert refusal(lambda: store.get("pets", "v2")) == (
+    assert absence(lambda: store.get("pets", "v2")) == (
         f"no version 'v2' of task 'pets' in {store.root}; versions here: v1, v3"
     )
 
@@ -139,7 +130,7 @@ def test_a_version_removed_while_it_is_made_current_is_named(
 ) -> None:
     where = reader if step == "read_artifact" else store
     meanwhile(where, step, lambda: other.remove("pets", "v2"))
-    assert refusal(lambda: store.set_current("pets", "v2")) == (
+    assert absence(lambda: store.set_current("pets", "v2")) == (
         f"no version 'v2' of task 'pets' in {store.root}; versions here: v1, v3"
     )
     assert meanwhile.happened
@@ -151,7 +142,7 @@ def test_a_task_removed_while_it_is_listed_is_not_there(
 ) -> None:
     meanwhile(store, "version_names", lambda: other.remove("cats"), on=lambda task: task == "cats")
     assert store.tasks() == ["pets"]
-    assert refusal(lambda: store.versions("cats")).startswith("no task 'cats' in ")
+    assert absence(lambda: store.versions("cats")).startswith("no task 'cats' in ")
 
 
 @pytest.mark.parametrize("act", ["versions", "current", "verify"])
@@ -159,7 +150,7 @@ def test_a_task_removed_after_it_was_found_is_named(
     store: ArtifactStore, other: ArtifactStore, meanwhile: Meanwhile, act: str
 ) -> None:
     meanwhile(store, "require_task", lambda: other.remove("cats"), after=True)
-    assert refusal(lambda: getattr(store, act)("cats")) == (
+    assert absence(lambda: getattr(store, act)("cats")) == (
         f"no task 'cats' in {store.root}; tasks here: pets"
     )
     assert store.verify() == []
@@ -208,7 +199,7 @@ def test_a_removed_version_is_never_current(store: ArtifactStore, other: Artifac
         return rename(path, target)
 
     def attempt(store: ArtifactStore) -> str:
-        return refusal(lambda: store.set_current("pets", "v2"))
+        return absence(lambda: store.set_current("pets", "v2"))
 
     waiting: list[threading.Thread] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -341,8 +332,8 @@ def test_an_export_never_goes_to_another_version_of_the_same_name(
             (folder / "a").write_text("of the old one")
             act()
 
-    assert refusal(lambda: export(replace)) == gone
-    assert refusal(export) == gone
+    assert absence(lambda: export(replace)) == gone
+    assert absence(export) == gone
     assert not (store.root / "pets/v3/exports").exists()
 
 
@@ -356,7 +347,7 @@ def test_whatever_an_exporter_meets_because_its_version_is_gone_is_said_as_that(
             other.remove("pets", "v2")
             artifact.tensors()
 
-    assert refusal(export) == f"{artifact.path}: pets/v2 is not in the store"
+    assert absence(export) == f"{artifact.path}: pets/v2 is not in the store"
 
 
 # Locks and open folders

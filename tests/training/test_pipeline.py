@@ -22,7 +22,7 @@ from glora_deploy.errors import (
     NonFiniteError,
     StoreError,
 )
-from glora_deploy.merge.formula import merge_model
+from glora_deploy.merge.formula import merge_into
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.fingerprint import fingerprint
 from glora_deploy.store.store import ArtifactStore
@@ -87,8 +87,9 @@ def answers(artifact: Artifact, store: ArtifactStore, images: ImageSet) -> np.nd
     network = build_empty(
         manifest.backbone.name, manifest.backbone.model_args, len(manifest.labels)
     )
-    network.load_state_dict({**frozen, **head}, strict=True, assign=True)
-    network = merge_model(network, supports)
+    whole = {name: tensor.clone() for name, tensor in {**frozen, **head}.items()}
+    network.load_state_dict(whole, strict=True, assign=True)
+    merge_into(network, frozen, supports, manifest.layers)
     preprocessing = Preprocessing(**manifest.preprocessing.model_dump())
     x = preprocess_batch((images.image(i) for i in range(len(images))), preprocessing)
     with torch.no_grad():

@@ -19,11 +19,11 @@ from glora_deploy.export.parity_check.torch_networks import (
     torch_logits,
     write_reference,
 )
-from glora_deploy.merge.formula import merge_model
 from glora_deploy.merge.to_file import write_merged
 from glora_deploy.precision import PRECISIONS
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.store import ArtifactStore
+from merged_networks import float64_merge
 from stored_tasks import LABELS, make_backbone, make_stored_task
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,12 +47,13 @@ def weights_of(store: ArtifactStore, artifact: Artifact) -> Path:
 
 
 def in_memory(backbone: Backbone, artifact: Artifact) -> torch.nn.Module:
-    """The merged float64 network as the core makes it, whole and without files."""
+    """The merged float64 network, whole and without files."""
     model = backbone.build(len(LABELS)).double()
     delta = {name: torch.from_numpy(t.copy()) for name, t in artifact.tensors().items()}
     head = {name: t for name, t in delta.items() if artifact.manifest.is_head(name)}
     model.load_state_dict({name: t.double() for name, t in head.items()}, strict=False)
-    return merge_model(model, {name: t for name, t in delta.items() if name not in head}).eval()
+    supports = {name: t for name, t in delta.items() if name not in head}
+    return float64_merge(model, supports).eval()
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -683,7 +683,7 @@ def test_no_space_left_is_said_and_the_repository_stays(
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     monkeypatch.setattr(shutil, "copyfile", copyfile)
-    with pytest.raises(ExportError, match=r"no space is left .*; the repository is as it was"):
+    with pytest.raises(ExportError, match=r"no space left to .*; the repository is as it was"):
         write_triton(repository, exports, TritonConfig())
     assert [contents(repository / task) for task in "ab"] == before
     assert sorted(path.name for path in repository.iterdir()) == ["a", "b"]
