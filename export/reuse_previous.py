@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Reused:
     """What was copied."""
 
     formats: frozenset[Format] = frozenset()
@@ -30,14 +30,14 @@ class Kept:
     """The operations that the ONNX model computes in fp32, from the report beside it."""
 
 
-def carry_over(
+def reuse_formats(
     old: Path,
     new: Path,
     artifact: Artifact,
     precision: Precision,
     backbone: Path,
     remade: Collection[Format],
-) -> Kept:
+) -> Reused:
     """Copy the formats of a present export of the same delta, but for those made anew.
 
     A format of which a file is missing, altered, or of another artifact or precision is left out
@@ -54,12 +54,12 @@ def carry_over(
     try:
         record = ExportRecord.read(old)
         if record is None:
-            return Kept()
+            return Reused()
         record.require_of(old, artifact.manifest, precision)
     except ArtifactError as error:
         log.warning("%s Nothing of it is kept.", error)
-        return Kept()
-    kept: set[Format] = set()
+        return Reused()
+    reused: set[Format] = set()
     for name in record.formats:
         if name in remade:
             continue
@@ -75,8 +75,8 @@ def carry_over(
             (new / file).parent.mkdir(exist_ok=True)
             # A copy, not a link: onnx refuses external data with more than one name.
             shutil.copyfile(old / file, new / file)
-        kept.add(name)
-    return Kept(frozenset(kept), _overflow(old) if "onnx" in kept else ())
+        reused.add(name)
+    return Reused(frozenset(reused), _overflow(old) if "onnx" in reused else ())
 
 
 def drop_stale_plan(folder: Path) -> bool:

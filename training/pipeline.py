@@ -25,7 +25,7 @@ from glora_deploy.store.store import ArtifactStore
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
 from .device import choose_device
 from .evaluate import accuracies
-from .methods import Job, Report, Trained, train_glora, train_lora, untrained
+from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
 from .record import draft_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable
@@ -56,7 +56,7 @@ class Outcome:
 def run(
     config: RunConfig,
     root: Path,
-    report: Report,
+    report: OnProgress,
     tell: Callable[[str], None] = lambda note: None,
 ) -> list[Outcome]:
     """Load, train, search, test once, store.
@@ -130,7 +130,7 @@ def run(
 
 
 def _check(
-    config: RunConfig, data: TaskData, report: Report, tell: Callable[[str], None]
+    config: RunConfig, data: TaskData, report: OnProgress, tell: Callable[[str], None]
 ) -> CheckedData:
     for note in data.notes:
         tell(note)
@@ -160,7 +160,7 @@ def _train(job: Job) -> list[Trained]:
 
 
 def _read(
-    images: ImageSet, name: str, backbone: Backbone, device: torch.device, report: Report
+    images: ImageSet, name: str, backbone: Backbone, device: torch.device, report: OnProgress
 ) -> Pixels:
     def tell(n_read: int) -> None:
         report(f"read {name}", n_read, len(images), "")

@@ -346,7 +346,7 @@ def verify(
 
     def verify_one(name: str) -> None:
         opened, artifact = open_task(store, name, version, None, None, quiet=quiet)
-        from ..pipeline import ExportConfig, verify_export
+        from ..pipeline import ExportConfig, prove_again
 
         config = ExportConfig(
             precision=precision, n_images=images, limits=limits_with(precision, max_error)
@@ -354,7 +354,7 @@ def verify(
         folder = opened.export_dir(artifact, precision)
         before = Proof.of(folder)
         with steps(f"{name} {precision}", quiet) as on_step:
-            report = verify_export(opened, artifact, config, on_step=on_step)
+            report = prove_again(opened, artifact, config, on_step=on_step)
         if not quiet:
             print_proof(Proof.of(folder), before)
         report.require_passed()
