@@ -31,7 +31,7 @@ from glora_deploy.store.reader import BACKBONE_WEIGHTS
 from glora_deploy.store.redact import redacted
 from glora_deploy.store.store import ArtifactStore
 
-from .int8.quantize import QuantizeConfig, drop_stale_int8, measure_again, quantize
+from .int8.quantize import QuantizeConfig, measure_again, quantize
 from .int8.report import QuantizeReport
 from .onnx_model.fp16_overflow import Overflow, find_overflow
 from .onnx_model.graph_cache import OPSET, GraphCache, GraphSpec
@@ -43,7 +43,7 @@ from .parity_check.run import check_parity
 from .parity_check.stages import ExportStages
 from .release_memory import release_memory
 from .require_format import describe_artifact, require_format
-from .reuse_previous import drop_stale_plan, reuse_formats
+from .reuse_previous import drop_stale, reuse_formats
 from .stored_backbone import backbone_of
 from .tensorrt_plan.build import write_plan
 from .tensorrt_plan.plan_json import PlanConfig, read_plan_info
@@ -119,12 +119,12 @@ def export(
             store, artifact, backbone, config, folder, inputs, on_step, reused.overflow
         )
         formats = {"merged", *reused.formats, *config.formats}
-        if "int8" in reused.formats and drop_stale_int8(folder):
+        if "int8" in reused.formats and drop_stale(folder, "int8"):
             formats.remove("int8")
         if {"int8", "trt"} & formats:  # both are made from the ONNX model beside them
             formats.add("onnx")
         builder.build(formats)
-        if "trt" in reused.formats and drop_stale_plan(folder):
+        if "trt" in reused.formats and drop_stale(folder, "trt"):
             formats.remove("trt")
         done = builder.finish(tuple(name for name in get_args(Format) if name in formats))
     return replace(done, folder=old)

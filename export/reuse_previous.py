@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from glora_deploy.errors import ArtifactError, NonFiniteError
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.precision import Precision
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.export_record import FILES, PLAN_FILE, SIDECAR_FILE, ExportRecord, Format
+from glora_deploy.store.export_record import FILES, ExportRecord, Format
 from glora_deploy.store.redact import names_place
 
+from .int8.report import QuantizeReport
 from .require_format import require_format
 from .tensorrt_plan.plan_json import read_plan_info
 
@@ -79,20 +81,33 @@ def reuse_formats(
     return Reused(frozenset(reused), _overflow(old) if "onnx" in reused else ())
 
 
-def drop_stale_plan(folder: Path) -> bool:
-    """Remove a plan that was built from another graph or other weights than lie beside it.
+def drop_stale(folder: Path, name: Literal["int8", "trt"]) -> bool:
+    """Remove a file that its own report does not bear out, and the report.
+
+    That of an int8 model of an earlier release cannot be read, and nothing then tells whether its
+    products can saturate; that of a plan may name another graph or other weights than lie there.
 
     Returns:
-        Whether there was one.
+        Whether it was so.
     """
     try:
-        read_plan_info(folder)
+        _REPORTS[name](folder)
     except ArtifactError as error:
-        log.warning("%s The plan is not kept: ask for trt to build it from this graph.", error)
-        (folder / PLAN_FILE).unlink(missing_ok=True)
-        (folder / SIDECAR_FILE).unlink(missing_ok=True)
+        log.warning("%s %s", error, _DROPPED[name])
+        for file in FILES[name]:
+            (folder / file).unlink(missing_ok=True)
         return True
     return False
+
+
+_REPORTS: dict[str, Callable[[Path], object]] = {
+    "int8": QuantizeReport.read,
+    "trt": read_plan_info,
+}
+_DROPPED = {
+    "int8": "The int8 model is not kept.",
+    "trt": "The plan is not kept: ask for trt to build it from this graph.",
+}
 
 
 def _require_no_place(path: Path, artifact: Artifact) -> None:

@@ -118,12 +118,7 @@ def run(
         )
         job = Job(config, backbone, data, train, val, device, folder, report)
         trained = _train(job)
-        test = Pixels(data.test, backbone.preprocessing, device, cache_bytes=0)
-        tested = accuracies(
-            [each.network for each in trained],
-            test,
-            report=lambda n: report("test", n, len(test), ""),
-        )
+        tested = _test(job, trained)
         outcomes = _store(job, store, trained, tested, checked.skipped)
         folder.remove()
     return outcomes
@@ -157,6 +152,16 @@ def _train(job: Job) -> list[Trained]:
             raise
         raise NonFiniteError(f"{error} Its epochs are kept: add --restart.") from error
     return trained
+
+
+def _test(job: Job, trained: list[Trained]) -> list[float]:
+    """Top-1 of each on the test split, 0 to 1."""
+    test = Pixels(job.data.test, job.backbone.preprocessing, job.device, cache_bytes=0)
+    return accuracies(
+        [each.network for each in trained],
+        test,
+        report=lambda n: job.report("test", n, len(test), ""),
+    )
 
 
 def _read(
@@ -197,14 +202,14 @@ def _require_backbone(config: RunConfig, tell: Callable[[str], None]) -> None:
     with blamed_on("backbone"):
         own = outline(config.backbone)
     with blamed_on("input_size"):
-        plan = outline(config.backbone, input_size=config.input_size)
+        sized = outline(config.backbone, input_size=config.input_size)
     if config.weights is not None:
         with blamed_on("weights"):
             require_recordable(config.weights)
-    require_layers(plan, config.train, method=config.method)
+    require_layers(sized, config.train, method=config.method)
     if config.compare_lora:
-        require_layers(plan, config.train.for_lora(), method="lora", strict=False)
-    for note in _notes(config, own.preprocessing.size, plan.preprocessing.size):
+        require_layers(sized, config.train.for_lora(), method="lora", strict=False)
+    for note in _notes(config, own.preprocessing.size, sized.preprocessing.size):
         tell(note)
 
 
