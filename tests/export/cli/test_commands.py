@@ -375,7 +375,7 @@ def test_one_self_contained_model_is_built_into_a_plan_too(tmp_path: Path) -> No
 
 NOISY = """
 import logging, warnings
-from glora_deploy.export import trace
+from glora_deploy.export.onnx_model import trace
 from glora_deploy.export.cli.commands import main
 
 optimize = trace.optimize_ir
