@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glora_deploy.export.onnx_model.fp16_overflow import find_overflow
-from glora_deploy.export.onnx_model.graph_cache import SkeletonCache, SkeletonSpec
+from glora_deploy.export.onnx_model.graph_cache import GraphCache, GraphSpec
 from glora_deploy.export.onnx_model.ort_session import OnnxSession
-from glora_deploy.export.onnx_model.trace import build_skeleton
+from glora_deploy.export.onnx_model.trace import trace_graph
 from glora_deploy.export.onnx_model.write import write_onnx
 
 METADATA = {"task": "benchmark"}
@@ -40,12 +40,12 @@ NEXT_TASK = """
 import json, sys, time
 from pathlib import Path
 from glora_deploy.export.onnx_model.half_precision import to_precision
-from glora_deploy.export.onnx_model.graph_cache import SkeletonCache, SkeletonSpec
+from glora_deploy.export.onnx_model.graph_cache import GraphCache, GraphSpec
 from glora_deploy.export.onnx_model.write import write_onnx
 folder, precision, single = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "single"
-spec = SkeletonSpec(**json.loads(sys.argv[4]))
+spec = GraphSpec(**json.loads(sys.argv[4]))
 start, start_cpu = time.perf_counter(), time.process_time()
-skeleton = SkeletonCache(folder.parent / "skeletons").get(spec, lambda: sys.exit("not cached"))
+skeleton = GraphCache(folder.parent / "skeletons").get(spec, lambda: sys.exit("not cached"))
 if precision != "fp32":
     skeleton = to_precision(skeleton, precision)
 write_onnx(folder, skeleton, {"task": "benchmark"}, single_file=single)
@@ -80,15 +80,15 @@ def names_kept(path: Path, model: nn.Module) -> str:
     return f"{len(kept)} of {len(parameters)} parameter names, {len(graph.node)} nodes"
 
 
-def skeleton_route(model: nn.Module, spec: SkeletonSpec, root: Path) -> dict[str, Path]:
+def skeleton_route(model: nn.Module, spec: GraphSpec, root: Path) -> dict[str, Path]:
     """Three tasks, the first with an empty cache; gives the files to compare."""
     write_weights(model, root / "fp32", torch.float32)
     write_weights(model, root / "fp16", torch.float16)
     write_weights(model, root / "single", torch.float32)
 
     def get() -> onnx.ModelProto:
-        cache = SkeletonCache(root / "skeletons")
-        return cache.get(spec, lambda: build_skeleton(model, spec.input_size))
+        cache = GraphCache(root / "skeletons")
+        return cache.get(spec, lambda: trace_graph(model, spec.input_size))
 
     with timed("first task: trace, keep the skeleton, attach, write, check"):
         write_onnx(root / "fp32", get(), METADATA)
@@ -105,7 +105,7 @@ def skeleton_route(model: nn.Module, spec: SkeletonSpec, root: Path) -> dict[str
     return {"skeleton, fp32": fp32, "skeleton, fp16": fp16, "single file, fp32": single}
 
 
-def torch_route(model: nn.Module, spec: SkeletonSpec, root: Path) -> Path:
+def torch_route(model: nn.Module, spec: GraphSpec, root: Path) -> Path:
     """What a user does without this project, for every task anew."""
     (root / "torch").mkdir()
     path = root / "torch" / "model.onnx"
@@ -124,7 +124,7 @@ def torch_route(model: nn.Module, spec: SkeletonSpec, root: Path) -> Path:
     return path
 
 
-def compare(files: dict[str, Path], model: nn.Module, spec: SkeletonSpec, threads: int) -> None:
+def compare(files: dict[str, Path], model: nn.Module, spec: GraphSpec, threads: int) -> None:
     """Run every file on the same images."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((3, *spec.input_size), dtype=np.float32)
@@ -156,7 +156,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     model = timm.create_model(arguments.model, num_classes=100).eval()
-    spec = SkeletonSpec(
+    spec = GraphSpec(
         architecture=arguments.model,
         model_args={},
         n_classes=100,

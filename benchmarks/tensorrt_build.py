@@ -97,14 +97,14 @@ def make_folder(folder: Path, model_name: str, precision: Precision) -> None:
     from safetensors.torch import save_file
 
     from glora_deploy.export.onnx_model.half_precision import to_precision
-    from glora_deploy.export.onnx_model.trace import build_skeleton
+    from glora_deploy.export.onnx_model.trace import trace_graph
     from glora_deploy.export.onnx_model.write import write_onnx
 
     model = timm.create_model(model_name, num_classes=100).eval()
     size = model.pretrained_cfg["input_size"]
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     save_file({k: v.to(dtype) for k, v in model.state_dict().items()}, folder / "model.safetensors")
-    skeleton = build_skeleton(model, size)
+    skeleton = trace_graph(model, size)
     graph = skeleton if precision == "fp32" else to_precision(skeleton, precision)
     write_onnx(folder, graph, {}, single_file=True).rename(folder / "full.onnx")
     write_onnx(folder, graph, {})

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from glora_deploy.export.onnx_model.half_precision import to_precision
-from glora_deploy.export.onnx_model.trace import build_skeleton
+from glora_deploy.export.onnx_model.trace import trace_graph
 from glora_deploy.export.onnx_model.write import write_onnx
 from glora_deploy.export.tensorrt_plan.build import write_plan
 from glora_deploy.export.tensorrt_plan.engine import Engine
@@ -46,7 +46,7 @@ def write_folder(folder: Path, network: torch.nn.Module, precision: str) -> None
     folder.mkdir()
     state = {name: value.to(DTYPES[precision]) for name, value in network.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    skeleton = build_skeleton(network, network.pretrained_cfg["input_size"])
+    skeleton = trace_graph(network, network.pretrained_cfg["input_size"])
     write_onnx(folder, to_precision(skeleton, "fp16") if precision == "fp16" else skeleton, {})
 
 

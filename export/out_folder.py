@@ -40,7 +40,7 @@ def require_replaceable(out: Path) -> None:
     if fixed := _why_fixed(place):
         raise _FixedError(out, fixed)
     present = sorted(entry.name for entry in place.iterdir())
-    if present and (foreign := _foreign(place, present)):
+    if present and (foreign := _not_exported(place, present)):
         raise StoreError(
             f"{out}: --out must hold one export and nothing else, since it is replaced whole, got "
             f"{foreign}. Give a new folder, or move what is in it away."
@@ -133,7 +133,7 @@ def _why_fixed(place: Path) -> str:
     return ""
 
 
-def _foreign(place: Path, present: Sequence[str]) -> str:
+def _not_exported(place: Path, present: Sequence[str]) -> str:
     """What shows that no export wrote all of a folder; empty if nothing does."""
     foreign = [name for name in present if name not in NAMES or not (place / name).is_file()]
     if foreign:

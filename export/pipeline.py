@@ -31,19 +31,19 @@ from glora_deploy.store.reader import BACKBONE_WEIGHTS
 from glora_deploy.store.redact import redacted
 from glora_deploy.store.store import ArtifactStore
 
-from .int8.quantize import QuantizeConfig, drop_stale_int8, measure_again, quantize
+from .int8.quantize import QuantizeConfig, measure_again, quantize
 from .int8.report import QuantizeReport
 from .onnx_model.fp16_overflow import Overflow, find_overflow
-from .onnx_model.graph_cache import OPSET, SkeletonCache, SkeletonSpec
+from .onnx_model.graph_cache import OPSET, GraphCache, GraphSpec
 from .onnx_model.half_precision import to_precision
 from .onnx_model.write import is_self_contained, write_onnx
 from .out_folder import write_out
 from .parity_check.inputs import ParityInputs, parity_inputs, task_data
-from .parity_check.run import verify
+from .parity_check.run import check_parity
 from .parity_check.stages import ExportStages
-from .release_memory import trim
+from .release_memory import release_memory
 from .require_format import describe_artifact, require_format
-from .reuse_previous import carry_over, drop_stale_plan
+from .reuse_previous import drop_stale, reuse_formats
 from .stored_backbone import backbone_of
 from .tensorrt_plan.build import write_plan
 from .tensorrt_plan.plan_json import PlanConfig, read_plan_info
@@ -114,23 +114,23 @@ def export(
     old = store.export_dir(artifact, config.precision)
     with store.replace_export(artifact, config.precision) as folder:
         remade = {*config.formats, *(("onnx",) if config.single_file else ())}
-        kept = carry_over(old, folder, artifact, config.precision, backbone, remade)
+        reused = reuse_formats(old, folder, artifact, config.precision, backbone, remade)
         builder = _Builder(
-            store, artifact, backbone, config, folder, inputs, on_step, kept.overflow
+            store, artifact, backbone, config, folder, inputs, on_step, reused.overflow
         )
-        formats = {"merged", *kept.formats, *config.formats}
-        if "int8" in kept.formats and drop_stale_int8(folder):
+        formats = {"merged", *reused.formats, *config.formats}
+        if "int8" in reused.formats and drop_stale(folder, "int8"):
             formats.remove("int8")
         if {"int8", "trt"} & formats:  # both are made from the ONNX model beside them
             formats.add("onnx")
         builder.build(formats)
-        if "trt" in kept.formats and drop_stale_plan(folder):
+        if "trt" in reused.formats and drop_stale(folder, "trt"):
             formats.remove("trt")
         done = builder.finish(tuple(name for name in get_args(Format) if name in formats))
     return replace(done, folder=old)
 
 
-def verify_export(
+def prove_again(
     store: ArtifactStore,
     artifact: Artifact,
     config: ExportConfig,
@@ -221,14 +221,14 @@ class _Builder:
             self.on_step("building the TensorRT plan")
             plan = replace(self.config.plan, precision=self.config.precision)
             write_plan(self.folder, plan, on_step=self.on_step)
-            trim()
+            release_memory()
 
     def finish(self, formats: tuple[Format, ...]) -> Exported:
         """Measure every stage from the training graph to the last file, and record it all."""
         weights = self.backbone / BACKBONE_WEIGHTS
         with self.store.scratch(self.artifact.task) as scratch:
             stages = ExportStages(self.artifact, weights, self.folder, scratch)
-            report = verify(
+            report = check_parity(
                 self.artifact.manifest,
                 self.inputs,
                 self.config.precision,
@@ -282,7 +282,7 @@ class _Builder:
 
     def _skeleton(self) -> onnx.ModelProto:
         manifest = self.artifact.manifest
-        spec = SkeletonSpec(
+        spec = GraphSpec(
             architecture=manifest.backbone.name,
             model_args=manifest.backbone.model_args,
             n_classes=len(manifest.labels),
@@ -293,13 +293,13 @@ class _Builder:
         def build() -> onnx.ModelProto:
             self.on_step("tracing the architecture (once per backbone and class count)")
             # Seconds to import and half a gigabyte, for a graph that is nearly always in the cache.
-            from .onnx_model.trace import build_skeleton
+            from .onnx_model.trace import trace_graph
             from .parity_check.torch_networks import frozen_network
 
             network = frozen_network(self.artifact, self.backbone / BACKBONE_WEIGHTS)
-            return build_skeleton(network, spec.input_size, opset=spec.opset)
+            return trace_graph(network, spec.input_size, opset=spec.opset)
 
-        return SkeletonCache(self.store.skeletons).get(spec, build)
+        return GraphCache(self.store.skeletons).get(spec, build)
 
     def _overflow(self, skeleton: onnx.ModelProto) -> list[Overflow]:
         """Run the fp32 graph with this task's fp32 weights over the inputs of the parity check."""
@@ -308,7 +308,7 @@ class _Builder:
             model = write_onnx(scratch, skeleton, {})
             images = np.concatenate([self.inputs.ordinary, self.inputs.flat, self.inputs.wild])
             found = find_overflow(model, images)
-        trim()
+        release_memory()
         return found
 
 

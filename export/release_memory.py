@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 
-def trim() -> None:
+def release_memory() -> None:
     """Give what the C library keeps for later allocations back to the system.
 
     A network that was dropped otherwise stays resident, up to its full size, beside the next one.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from glora_deploy.errors import ArtifactError, NonFiniteError
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.precision import Precision
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.export_record import FILES, PLAN_FILE, SIDECAR_FILE, ExportRecord, Format
+from glora_deploy.store.export_record import FILES, ExportRecord, Format
 from glora_deploy.store.redact import names_place
 
+from .int8.report import QuantizeReport
 from .require_format import require_format
 from .tensorrt_plan.plan_json import read_plan_info
 
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Reused:
     """What was copied."""
 
     formats: frozenset[Format] = frozenset()
@@ -30,14 +32,14 @@ class Kept:
     """The operations that the ONNX model computes in fp32, from the report beside it."""
 
 
-def carry_over(
+def reuse_formats(
     old: Path,
     new: Path,
     artifact: Artifact,
     precision: Precision,
     backbone: Path,
     remade: Collection[Format],
-) -> Kept:
+) -> Reused:
     """Copy the formats of a present export of the same delta, but for those made anew.
 
     A format of which a file is missing, altered, or of another artifact or precision is left out
@@ -54,12 +56,12 @@ def carry_over(
     try:
         record = ExportRecord.read(old)
         if record is None:
-            return Kept()
+            return Reused()
         record.require_of(old, artifact.manifest, precision)
     except ArtifactError as error:
         log.warning("%s Nothing of it is kept.", error)
-        return Kept()
-    kept: set[Format] = set()
+        return Reused()
+    reused: set[Format] = set()
     for name in record.formats:
         if name in remade:
             continue
@@ -75,24 +77,37 @@ def carry_over(
             (new / file).parent.mkdir(exist_ok=True)
             # A copy, not a link: onnx refuses external data with more than one name.
             shutil.copyfile(old / file, new / file)
-        kept.add(name)
-    return Kept(frozenset(kept), _overflow(old) if "onnx" in kept else ())
+        reused.add(name)
+    return Reused(frozenset(reused), _overflow(old) if "onnx" in reused else ())
 
 
-def drop_stale_plan(folder: Path) -> bool:
-    """Remove a plan that was built from another graph or other weights than lie beside it.
+def drop_stale(folder: Path, name: Literal["int8", "trt"]) -> bool:
+    """Remove a file that its own report does not bear out, and the report.
+
+    That of an int8 model of an earlier release cannot be read, and nothing then tells whether its
+    products can saturate; that of a plan may name another graph or other weights than lie there.
 
     Returns:
-        Whether there was one.
+        Whether it was so.
     """
     try:
-        read_plan_info(folder)
+        _REPORTS[name](folder)
     except ArtifactError as error:
-        log.warning("%s The plan is not kept: ask for trt to build it from this graph.", error)
-        (folder / PLAN_FILE).unlink(missing_ok=True)
-        (folder / SIDECAR_FILE).unlink(missing_ok=True)
+        log.warning("%s %s", error, _DROPPED[name])
+        for file in FILES[name]:
+            (folder / file).unlink(missing_ok=True)
         return True
     return False
+
+
+_REPORTS: dict[str, Callable[[Path], object]] = {
+    "int8": QuantizeReport.read,
+    "trt": read_plan_info,
+}
+_DROPPED = {
+    "int8": "The int8 model is not kept.",
+    "trt": "The plan is not kept: ask for trt to build it from this graph.",
+}
 
 
 def _require_no_place(path: Path, artifact: Artifact) -> None:

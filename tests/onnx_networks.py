@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from glora_deploy.export.onnx_model.trace import build_skeleton
+from glora_deploy.export.onnx_model.trace import trace_graph
 
 SIZE = 32
 N_CLASSES = 5
@@ -70,7 +70,7 @@ def make_images(kind: str, n: int = N_IMAGES, seed: int = 1) -> NDArray[np.float
 
 @cache
 def _traced(kind: str) -> bytes:
-    return build_skeleton(make_network(kind), input_size(kind)).SerializeToString()
+    return trace_graph(make_network(kind), input_size(kind)).SerializeToString()
 
 
 def make_skeleton(kind: str) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 ``pipeline`` is one task from images to stored deltas; ``methods`` the ways to train it.
 
 =====================  ==========================================================================
+``cli``, ``options``   the command line, and what its options mean
 ``config``             what a run is asked to do; ``chosen_layers`` which layers that means
 ``supernet``           what is trained; ``trainer`` trains it as ``schedule`` says
 ``search``             the best subnet of a supernet; ``evaluate`` tells how good one is

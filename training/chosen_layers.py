@@ -48,27 +48,7 @@ def choose_layers(
     included = {n: s for n, s in layers.items() if any(fnmatchcase(n, p) for p in include)}
     chosen = {n: s for n, s in included.items() if not any(_covers(p, n) for p in config.exclude)}
     if strict:
-        for pattern in config.include or ():
-            if not any(fnmatchcase(name, pattern) for name in layers):
-                raise SettingError(
-                    f"include pattern {pattern!r} must match a {_text(config.kinds)} layer, it "
-                    f"matches none.{_hint(pattern, layers, every, classifier)}",
-                    "include",
-                )
-            if not any(fnmatchcase(name, pattern) for name in chosen):
-                raise SettingError(
-                    f"include pattern {pattern!r} must match a layer that is not excluded, "
-                    f"exclude {_listed(config.exclude)} leaves none of its layers",
-                    "include",
-                    "exclude",
-                )
-        for pattern in config.exclude:
-            if not any(_covers(pattern, name) for name in included):
-                raise SettingError(
-                    f"exclude pattern {pattern!r} must match a layer that would be adapted, it "
-                    f"matches none.{_hint(pattern, included, every, classifier)}",
-                    "exclude",
-                )
+        _require_matches(config, every, layers, included, chosen, classifier)
     if not chosen:
         raise SettingError(
             f"no {_text(config.kinds)} layer is left for {method} to adapt outside the classifier "
@@ -76,14 +56,60 @@ def choose_layers(
             *(("exclude",) if config.exclude else ("kinds",)),
         )
     if strict:
-        for kind in config.kinds:
-            if not any(shape.kind == kind for shape in chosen.values()):
-                raise SettingError(
-                    f"kinds must be those of layers that are adapted, got {kind}, of which there "
-                    "is none among them. Leave it out.",
-                    "kinds",
-                )
+        _require_kinds(config.kinds, chosen)
     return chosen
+
+
+def _require_matches(
+    config: TrainConfig,
+    every: Mapping[str, LayerShape],
+    layers: Mapping[str, LayerShape],
+    included: Collection[str],
+    chosen: Collection[str],
+    classifier: Collection[str],
+) -> None:
+    """Refuse a pattern without effect.
+
+    Args:
+        config: Has the patterns.
+        every: All layers that could be adapted.
+        layers: Those of the kinds asked for.
+        included: Those of them that an include pattern matches.
+        chosen: Those of them that no exclude pattern matches.
+        classifier: Names of what is never adapted.
+    """
+    for pattern in config.include or ():
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise SettingError(
+                f"include pattern {pattern!r} must match a {_text(config.kinds)} layer, it "
+                f"matches none.{_hint(pattern, layers, every, classifier)}",
+                "include",
+            )
+        if not any(fnmatchcase(name, pattern) for name in chosen):
+            raise SettingError(
+                f"include pattern {pattern!r} must match a layer that is not excluded, "
+                f"exclude {_listed(config.exclude)} leaves none of its layers",
+                "include",
+                "exclude",
+            )
+    for pattern in config.exclude:
+        if not any(_covers(pattern, name) for name in included):
+            raise SettingError(
+                f"exclude pattern {pattern!r} must match a layer that would be adapted, it "
+                f"matches none.{_hint(pattern, included, every, classifier)}",
+                "exclude",
+            )
+
+
+def _require_kinds(kinds: Collection[LayerKind], chosen: Mapping[str, LayerShape]) -> None:
+    """Refuse a kind of which no layer is adapted."""
+    for kind in kinds:
+        if not any(shape.kind == kind for shape in chosen.values()):
+            raise SettingError(
+                f"kinds must be those of layers that are adapted, got {kind}, of which there "
+                "is none among them. Leave it out.",
+                "kinds",
+            )
 
 
 def _covers(pattern: str, name: str) -> bool:

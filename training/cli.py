@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, cast
 
 import typer
 from rich.progress import Progress, TaskID
@@ -15,19 +11,25 @@ from rich.progress import Progress, TaskID
 from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import (
     make_table,
-    one_line,
     one_line_errors,
     progress_bars,
     stderr,
     stdout,
-    wrong_usage_of,
 )
-from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
-from glora_deploy.data.spec import with_splits
 from glora_deploy.glora.forms import LayerKind
 
-from .config import DEMO_LR, Method, RunConfig, Schedule, SearchConfig, SettingError, TrainConfig
+from .config import Method, RunConfig, Schedule
 from .device import DeviceName
+from .options import (
+    data_spec,
+    parse_count,
+    parsed,
+    require_data,
+    require_effect,
+    search_config,
+    train_config,
+    wrong_settings,
+)
 from .pipeline import Outcome, run
 
 EXAMPLES = """
@@ -47,11 +49,6 @@ glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-paramete
 
 The same command again goes on with a run that was interrupted.
 """
-
-OPTIONS = {"kinds": "--layers", "weights": "--checkpoint"}
-"""Options of settings that are called otherwise."""
-
-T = TypeVar("T")
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -192,45 +189,38 @@ def train(
     """
     with (
         one_line_errors("interrupted; the same command goes on where it stopped"),
-        _wrong_settings(),
+        wrong_settings(),
     ):
-        _require_data(task, data, backbone)
+        require_data(task, data, backbone)
         kinds = cast(tuple[LayerKind, ...], tuple(layers.split(",")))
         searching = {
             "population": population,
             "generations": generations,
-            "max_parameters": _parsed("--max-parameters", parse_count, max_parameters),
+            "max_parameters": parsed("--max-parameters", parse_count, max_parameters),
         }
-        _require_effect(method, kinds, ranks, {**searching, "retrain": retrain or None})
-        changes = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "drop_path": drop_path,
-            "ranks": _parsed("--ranks", _numbers, ranks),
-            "include": tuple(include) if include else None,
-            "exclude": tuple(exclude) if exclude else None,
-        }
-        if (lr, backbone or "demo-vit", schedule) == (None, "demo-vit", "short"):
-            changes["lr"] = DEMO_LR
-        training = TrainConfig.preset(schedule, kinds=kinds, **_given(changes))
-        if method == "lora" and ranks is None:
-            training = replace(training, ranks=(max(training.ranks),))
-        spec = data or task
-        if split is not None:
-            with wrong_usage_of("--split"):
-                spec = with_splits(spec, split)
+        require_effect(method, kinds, ranks, {**searching, "retrain": retrain or None})
+        training = train_config(
+            schedule,
+            method,
+            kinds,
+            demo=(backbone or "demo-vit") == "demo-vit",
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            drop_path=drop_path,
+            ranks=ranks,
+            include=include,
+            exclude=exclude,
+        )
         config = RunConfig(
             task=task,
-            data=spec,
+            data=data_spec(data or task, split),
             backbone=backbone or "demo-vit",
             weights=checkpoint,
-            input_size=_parsed("--input-size", parse_size, input_size),
+            input_size=parsed("--input-size", parse_size, input_size),
             method=method,
             train=training,
-            search=SearchConfig.preset(schedule, **_given(searching))
-            if method == "glora"
-            else None,
+            search=search_config(schedule, searching) if method == "glora" else None,
             seed=seed,
             device=device,
             version=version,
@@ -245,83 +235,6 @@ def train(
         with progress_bars(quiet=quiet) as bars:
             outcomes = run(config, store, _Bars(bars), _tell)
     _print(outcomes, store)
-
-
-@contextmanager
-def _wrong_settings() -> Iterator[None]:
-    """Turn a setting that cannot be meant into wrong usage of its option, exit status 2."""
-    try:
-        yield
-    except SettingError as error:
-        options = [OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in error.settings]
-        raise typer.BadParameter(one_line(error), param_hint=" / ".join(options)) from error
-
-
-def _require_data(task: str, data: str | None, backbone: str | None) -> None:
-    """Refuse a task without images, and images of one's own on a backbone that nobody chose."""
-    if data is None and task in BUILT_IN_TASKS:
-        return
-    if ":" not in (data or task) and data not in BUILT_IN_TASKS:
-        raise typer.BadParameter(
-            f"a task must be one of {', '.join(BUILT_IN_TASKS)}, or its images be given as "
-            f"folder:PATH, lists:PATH or vtab:PATH, got {data or task!r}",
-            param_hint="--data",
-        )
-    if backbone is None and data not in BUILT_IN_TASKS:
-        raise typer.BadParameter(
-            "your own images need one. To start with: vit_small_patch14_dinov2.lvd142m or "
-            "vit_base_patch16_224.orig_in21k; for a trial that downloads nothing: demo-vit, a toy "
-            "of 32x32 pixels",
-            param_hint="--backbone",
-        )
-
-
-def _require_effect(
-    method: Method, kinds: tuple[LayerKind, ...], ranks: str | None, searching: dict[str, Any]
-) -> None:
-    """Refuse options that would be ignored."""
-    if method == "lora" and (given := _given(searching)):
-        options = " / ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise typer.BadParameter(
-            "has no effect with --method lora, which searches nothing", param_hint=options
-        )
-    if ranks is not None and set(kinds) == {"affine"}:
-        raise typer.BadParameter(
-            "has no effect with --layers affine, which have no lora paths", param_hint="--ranks"
-        )
-
-
-def _parsed(option: str, parse: Callable[[str], T], text: str | None) -> T | None:
-    if text is None:
-        return None
-    with wrong_usage_of(option):
-        return parse(text)
-
-
-def parse_count(text: str) -> int:
-    """Read a count such as 150000, 150k or 0.5M.
-
-    >>> parse_count("0.5M")
-    500000
-
-    Raises:
-        ValueError: If the text is no such count.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", text.replace("_", ""))
-    if match is None:
-        raise ValueError(f"a count must look like 150000, 150k or 0.5M, got {text!r}")
-    return round(float(match[1]) * {"": 1, "k": 1_000, "M": 1_000_000}[match[2]])
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"must be numbers such as 8,4, got {text!r}") from None
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 class _Bars:

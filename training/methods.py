@@ -27,7 +27,7 @@ from .trainer import Trainer
 N_TIMED_EPOCHS = 3
 """Epochs of LoRA to measure before deciding how many fit a time."""
 
-Report = Callable[[str, int, int, str], None]
+OnProgress = Callable[[str, int, int, str], None]
 """Called with a stage, how much of it is done, of how much in all, and a note."""
 
 
@@ -42,7 +42,7 @@ class Job:
     val: Pixels
     device: torch.device
     folder: RunFolder
-    report: Report
+    report: OnProgress
 
     @property
     def search(self) -> SearchConfig:
@@ -252,7 +252,9 @@ def _merged(job: Job, supernet: Supernet) -> MergedNetwork:
     return MergedNetwork(supernet, job.backbone.build(job.data.n_classes).to(job.device))
 
 
-def _epoch_report(report: Report, stage: str, epochs: int) -> Callable[[int, float, float], None]:
+def _epoch_report(
+    report: OnProgress, stage: str, epochs: int
+) -> Callable[[int, float, float], None]:
     return lambda epoch, loss, accuracy: report(
         stage, epoch, epochs, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
     )

@@ -25,7 +25,7 @@ from glora_deploy.store.store import ArtifactStore
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
 from .device import choose_device
 from .evaluate import accuracies
-from .methods import Job, Report, Trained, train_glora, train_lora, untrained
+from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
 from .record import draft_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable
@@ -56,7 +56,7 @@ class Outcome:
 def run(
     config: RunConfig,
     root: Path,
-    report: Report,
+    report: OnProgress,
     tell: Callable[[str], None] = lambda note: None,
 ) -> list[Outcome]:
     """Load, train, search, test once, store.
@@ -118,19 +118,14 @@ def run(
         )
         job = Job(config, backbone, data, train, val, device, folder, report)
         trained = _train(job)
-        test = Pixels(data.test, backbone.preprocessing, device, cache_bytes=0)
-        tested = accuracies(
-            [each.network for each in trained],
-            test,
-            report=lambda n: report("test", n, len(test), ""),
-        )
+        tested = _test(job, trained)
         outcomes = _store(job, store, trained, tested, checked.skipped)
         folder.remove()
     return outcomes
 
 
 def _check(
-    config: RunConfig, data: TaskData, report: Report, tell: Callable[[str], None]
+    config: RunConfig, data: TaskData, report: OnProgress, tell: Callable[[str], None]
 ) -> CheckedData:
     for note in data.notes:
         tell(note)
@@ -159,8 +154,18 @@ def _train(job: Job) -> list[Trained]:
     return trained
 
 
+def _test(job: Job, trained: list[Trained]) -> list[float]:
+    """Top-1 of each on the test split, 0 to 1."""
+    test = Pixels(job.data.test, job.backbone.preprocessing, job.device, cache_bytes=0)
+    return accuracies(
+        [each.network for each in trained],
+        test,
+        report=lambda n: job.report("test", n, len(test), ""),
+    )
+
+
 def _read(
-    images: ImageSet, name: str, backbone: Backbone, device: torch.device, report: Report
+    images: ImageSet, name: str, backbone: Backbone, device: torch.device, report: OnProgress
 ) -> Pixels:
     def tell(n_read: int) -> None:
         report(f"read {name}", n_read, len(images), "")
@@ -197,14 +202,14 @@ def _require_backbone(config: RunConfig, tell: Callable[[str], None]) -> None:
     with blamed_on("backbone"):
         own = outline(config.backbone)
     with blamed_on("input_size"):
-        plan = outline(config.backbone, input_size=config.input_size)
+        sized = outline(config.backbone, input_size=config.input_size)
     if config.weights is not None:
         with blamed_on("weights"):
             require_recordable(config.weights)
-    require_layers(plan, config.train, method=config.method)
+    require_layers(sized, config.train, method=config.method)
     if config.compare_lora:
-        require_layers(plan, config.train.for_lora(), method="lora", strict=False)
-    for note in _notes(config, own.preprocessing.size, plan.preprocessing.size):
+        require_layers(sized, config.train.for_lora(), method="lora", strict=False)
+    for note in _notes(config, own.preprocessing.size, sized.preprocessing.size):
         tell(note)
 
 

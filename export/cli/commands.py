@@ -1,48 +1,37 @@
-"""``python -m glora_deploy.export``: parse, call the library, print."""
+"""The program ``python -m glora_deploy.export``: its options, and what they ask for."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 
-from glora_deploy.console import one_line_errors, stderr, stdout, wrong_usage_of
+from glora_deploy.console import wrong_usage_of
 from glora_deploy.precision import Precision
-from glora_deploy.quiet import only_errors
-from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.export_record import PLAN_FILE, Format
-from glora_deploy.store.store import ArtifactStore
 
 from ..int8.saturation import Target
-from ..out_folder import require_no_export, require_replaceable
 from ..tensorrt_plan.plan_json import Backend, HardwareCompatibility, PlanConfig
-from .bring import import_adapter, pull
-from .common import (
+from .each_task import for_each, limits_with, open_task
+from .import_adapter import import_adapter
+from .options import (
     BackboneOption,
     CheckpointOption,
     ImagesOption,
     MaxErrorOption,
-    Proof,
     QuietOption,
     RevisionOption,
     StoreOption,
     TokenOption,
     VersionOption,
-    for_each,
-    hub_steps,
-    limits_with,
-    open_task,
-    print_proof,
-    print_sizes,
-    steps,
 )
+from .progress import steps
+from .proof import Proof, print_proof
+from .pull import pull
+from .run_export import ExportRequest, PushRequest, Wanted, run_export
 from .usage import require_export, require_none_given, require_triton
-
-if TYPE_CHECKING:
-    from ..triton_repository.write import TritonModel
 
 app = typer.Typer(
     add_completion=False,
@@ -54,8 +43,8 @@ app.command("pull")(pull)
 app.command("import")(import_adapter)
 
 
-class FormatName(Enum):
-    """What ``--fmt`` takes: the files of an export folder, and a Triton repository of them."""
+class _Fmt(Enum):
+    """Values of ``--fmt``: what is wanted, int8 apart; typer takes a list of no Literal."""
 
     merged = "merged"
     delta = "delta"
@@ -95,7 +84,7 @@ def export_command(
         typer.Option(help="Task to export; may be given several times.", show_default=False),
     ] = None,
     fmt: Annotated[
-        list[FormatName] | None,
+        list[_Fmt] | None,
         typer.Option(help="What to write; may be given several times.", show_default="merged"),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Of every weight in the export.")] = "fp32",
@@ -224,13 +213,11 @@ def export_command(
     if context.invoked_subcommand is not None:
         require_none_given(context, context.invoked_subcommand)
         return
-    wanted = [name.value for name in fmt or [FormatName.merged]]
-    wanted += [quantize] if quantize else []
+    names = [name.value for name in fmt or [_Fmt.merged]] + ([quantize] if quantize else [])
+    wanted = cast(tuple[Wanted, ...], tuple(names))
     require_export(
         context, task or [], wanted, precision=precision, store=store, out=out, push=push
     )
-    assert task is not None
-    formats = _files_of(wanted)
     plan = PlanConfig(
         backend=backend,
         hardware_compatibility=hardware_compatibility,
@@ -244,89 +231,37 @@ def export_command(
         plan = replace(plan, compute_capabilities=tuple(compute_capability or ()) or None)
     if "triton" in wanted:
         require_triton(wanted, plan)
-        if "trt" in wanted:
-            with one_line_errors():
-                _require_triton_library(plan)
-
-    if out is not None:
-        # Before minutes go into what could not be written.
-        with one_line_errors():
-            (require_no_export if "triton" in wanted else require_replaceable)(out)
-
-    def export_one(name: str) -> None:
-        opened, artifact = open_task(store, name, version, backbone, checkpoint, quiet=quiet)
-        if push:
-            from ..hub.push_pull import require_pushable
-
-            told = hub_steps(quiet)
-            with only_errors(quiet):
-                require_pushable(push, revision, token=token, on_step=told)
-        # ONNX takes a second to import: after the cheap mistakes are found.
-        from ..int8.quantize import QuantizeConfig
-        from ..pipeline import ExportConfig, copy_out, export
-
-        config = ExportConfig(
-            formats=formats,
-            precision=precision,
-            single_file=single_file,
-            n_images=images,
-            limits=limits_with(precision, max_error),
-            quantize=QuantizeConfig(
-                max_loss=max_loss,
-                n_calibration=calibration_images,
-                keep_float=tuple(keep_float or ()),
-                target=int8_target,
-            ),
-            plan=plan,
+    where = None
+    if push:
+        where = PushRequest(
+            repo=push, private=private, license=license, revision=revision, token=token
         )
-        with steps(f"{name} {precision}", quiet) as on_step:
-            done = export(opened, artifact, config, on_step=on_step)
-        if not quiet:
-            int8 = Proof.of(done.folder).int8 if quantize else None
-            print_proof(Proof(done.report, int8))
-            if "delta" in formats:
-                print_sizes(done.record)
-            stdout.print(f"{done.folder}: {', '.join(sorted(done.record.files))}", soft_wrap=True)
-        if precision == "fp16" and "onnx" not in done.record.formats and not done.report.passed:
-            stderr.print("fp16: an ONNX model keeps in fp32 what fp16 cannot hold; add --fmt onnx")
-        done.report.require_passed()
-        if out and "triton" not in wanted:
-            for path in copy_out(done, out, formats):
-                stdout.print(str(path), soft_wrap=True)
-        if push:
-            from ..hub.push_pull import push as push_export
-
-            on_step = hub_steps(quiet)
-            with only_errors(quiet):
-                address = push_export(
-                    opened,
-                    artifact,
-                    precision,
-                    push,
-                    private=private,
-                    revision=revision,
-                    license=license,
-                    token=token,
-                    on_step=on_step,
-                )
-            stdout.print(address, soft_wrap=True)
-
-    for_each(task, export_one)
-    if "triton" in wanted:
-        assert out is not None
-        with one_line_errors("interrupted; the model repository is whole"):
-            models = _write_triton(
-                store, task, version, precision, out, plan, wanted, keep_versions, quiet=quiet
-            )
-            for model in models:
-                state = "written" if model.changed else "unchanged"
-                stdout.print(
-                    f"{model.folder}: {model.name} {model.version} {state}", soft_wrap=True
-                )
+    request = ExportRequest(
+        tasks=tuple(task or ()),
+        wanted=wanted,
+        precision=precision,
+        store=store,
+        version=version,
+        out=out,
+        single_file=single_file,
+        n_images=images,
+        max_error=max_error,
+        backbone=backbone,
+        checkpoint=checkpoint,
+        max_loss=max_loss,
+        n_calibration=calibration_images,
+        keep_float=tuple(keep_float or ()),
+        int8_target=int8_target,
+        plan=plan,
+        keep_versions=keep_versions,
+        push=where,
+        quiet=quiet,
+    )
+    run_export(request)
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def verify_command(
     task: Annotated[
         list[str], typer.Option(help="Task whose export to measure; may be given several times.")
     ],
@@ -346,7 +281,7 @@ def verify(
 
     def verify_one(name: str) -> None:
         opened, artifact = open_task(store, name, version, None, None, quiet=quiet)
-        from ..pipeline import ExportConfig, verify_export
+        from ..pipeline import ExportConfig, prove_again
 
         config = ExportConfig(
             precision=precision, n_images=images, limits=limits_with(precision, max_error)
@@ -354,20 +289,12 @@ def verify(
         folder = opened.export_dir(artifact, precision)
         before = Proof.of(folder)
         with steps(f"{name} {precision}", quiet) as on_step:
-            report = verify_export(opened, artifact, config, on_step=on_step)
+            report = prove_again(opened, artifact, config, on_step=on_step)
         if not quiet:
             print_proof(Proof.of(folder), before)
         report.require_passed()
 
     for_each(task, verify_one)
-
-
-def _files_of(wanted: list[str]) -> tuple[Format, ...]:
-    """The formats of the export folder; a Triton repository is made from the ONNX model or plan."""
-    if "triton" in wanted and "trt" not in wanted:
-        wanted = [*wanted, "onnx"]
-    names: list[Format] = ["merged", "delta", "onnx", "int8", "trt"]
-    return tuple(name for name in names if name in wanted)
 
 
 def _batch(text: str) -> tuple[int, int, int]:
@@ -376,41 +303,6 @@ def _batch(text: str) -> tuple[int, int, int]:
         raise ValueError(f"must be min,opt,max such as 1,8,32, got {text!r}")
     least, best, most = (int(number) for number in numbers)
     return least, best, most
-
-
-def _require_triton_library(plan: PlanConfig) -> None:
-    """Before minutes go into a plan that Triton refuses; imports the library."""
-    from ..tensorrt_plan.library import load_tensorrt
-    from ..triton_repository.write import require_library
-
-    require_library(load_tensorrt(plan.backend)[1], PLAN_FILE)
-
-
-def _write_triton(
-    root: Path,
-    tasks: list[str],
-    version: str | None,
-    precision: Precision,
-    repository: Path,
-    plan: PlanConfig,
-    wanted: list[str],
-    keep_versions: int,
-    *,
-    quiet: bool,
-) -> list[TritonModel]:
-    from ..triton_repository.config_pbtxt import Kind, TritonConfig
-    from ..triton_repository.write import TaskExport, write_triton
-
-    store = ArtifactStore.open(root)
-    artifacts: list[Artifact] = [store.get(task, version) for task in dict.fromkeys(tasks)]
-    exports = [
-        TaskExport(manifest=artifact.manifest, folder=store.export_dir(artifact, precision))
-        for artifact in artifacts
-    ]
-    kind: Kind = "plan" if "trt" in wanted else "int8" if "int8" in wanted else "onnx"
-    config = TritonConfig(kind=kind, max_batch_size=plan.batch[2], versions_kept=keep_versions)
-    with only_errors(quiet):
-        return write_triton(repository, exports, config)
 
 
 def main() -> None:

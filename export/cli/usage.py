@@ -125,9 +125,7 @@ def _require_effect(context: typer.Context, wanted: set[str]) -> None:
 def _require_push(tasks: Collection[str], push: str) -> None:
     if len(tasks) > 1:
         raise typer.BadParameter("takes one --task at a time", param_hint="--push")
-    from ..hub.client import (
-        require_model_repo,
-    )  # brings the Hub's client
+    from ..hub.client import require_model_repo  # brings the Hub's client
 
     with wrong_usage_of("--push"):
         require_model_repo(push)

@@ -121,39 +121,17 @@ def push(
     on_step("checking the export")
     upload = _Upload.of_export(store, artifact, precision)
     license = license or upload.license
-    readme = model_card(
-        upload.manifest,
-        upload.report,
+    work = _Push(
+        upload=upload,
         repo=repo,
+        private=private,
         revision=revision,
         license=license,
-        merged_bytes=(upload.folder / WEIGHTS_FILE).stat().st_size,
-        onnx=MODEL_FILE in upload.names,
-        self_contained=upload.self_contained,
+        readme=upload.card(repo, revision, license),
+        message=f"{artifact.task}/{artifact.version} {precision}",
+        on_step=on_step,
     )
-
-    def commit(api: HfApi) -> None:
-        api.create_repo(repo, private=private or None, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        there = api.model_info(repo, revision=revision)
-        if private and not there.private:
-            raise HubError(f"{repo}: must be private, it exists and is public. Change it there.")
-        message = f"{artifact.task}/{artifact.version} {precision}"
-        on_step(f"uploading {message}")
-        # Operations are made anew for each attempt: they remember what the Hub lacked at the last.
-        files = upload.operations(license)
-        if not _has_own_card(api, there):
-            files.append(CommitOperationAdd(README, readme.encode()))
-        api.create_commit(
-            repo,
-            [*files, *_removals(there, upload.names)],
-            commit_message=f"Push {message}",
-            revision=revision,
-            parent_commit=there.sha,  # what is removed was decided by looking at this commit
-        )
-
-    client.call(commit)
+    client.call(work.commit)
     return f"{client.api.endpoint}/{repo}" + (f"/tree/{revision}" if revision else "")
 
 
@@ -253,6 +231,19 @@ class _Upload:
         """Whether model.onnx needs no other file; its weights are not loaded to find out."""
         return MODEL_FILE in self.names and is_self_contained(self.folder / MODEL_FILE)
 
+    def card(self, repo: str, revision: str | None, license: str) -> str:
+        """The text of README.md."""
+        return model_card(
+            self.manifest,
+            self.report,
+            repo=repo,
+            revision=revision,
+            license=license,
+            merged_bytes=(self.folder / WEIGHTS_FILE).stat().st_size,
+            onnx=MODEL_FILE in self.names,
+            self_contained=self.self_contained,
+        )
+
     def operations(self, license: str) -> list[CommitOperationAdd]:
         """Every file but the card; the licence is written into timm's config."""
         config = self._config()
@@ -282,6 +273,43 @@ class _Upload:
     def _config(self) -> dict[str, dict[str, str]]:
         config: dict[str, dict[str, str]] = json.loads((self.folder / CONFIG_FILE).read_bytes())
         return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Push:
+    """An upload and where it goes."""
+
+    upload: _Upload
+    repo: str
+    private: bool
+    revision: str | None
+    license: str
+    readme: str
+    message: str
+    on_step: Callable[[str], None]
+
+    def commit(self, api: HfApi) -> None:
+        """Make what is missing of the repository and its branch, and commit everything at once."""
+        api.create_repo(self.repo, private=self.private or None, exist_ok=True)
+        if self.revision is not None:
+            api.create_branch(self.repo, branch=self.revision, exist_ok=True)
+        there = api.model_info(self.repo, revision=self.revision)
+        if self.private and not there.private:
+            raise HubError(
+                f"{self.repo}: must be private, it exists and is public. Change it there."
+            )
+        self.on_step(f"uploading {self.message}")
+        # Operations are made anew for each attempt: they remember what the Hub lacked at the last.
+        files = self.upload.operations(self.license)
+        if not _has_own_card(api, there):
+            files.append(CommitOperationAdd(README, self.readme.encode()))
+        api.create_commit(
+            self.repo,
+            [*files, *_removals(there, self.upload.names)],
+            commit_message=f"Push {self.message}",
+            revision=self.revision,
+            parent_commit=there.sha,  # what is removed was decided by looking at this commit
+        )
 
 
 _ROOT_FILES = (CONFIG_FILE, WEIGHTS_FILE, MODEL_FILE, PARITY_FILE)

@@ -11,7 +11,6 @@ weights that were written, and what it costs is measured on the CPU at hand, whi
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from glora_deploy.data.image_set import ImageSet, TaskData
 from glora_deploy.data.preprocess import Preprocessing, preprocess_batch
-from glora_deploy.errors import ArtifactError, ExportError
+from glora_deploy.errors import ExportError
 from glora_deploy.machine import Machine
 from glora_deploy.store.atomic_files import flush, write_durable
 from glora_deploy.store.export_record import INT8_FILE, INT8_REPORT_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -38,8 +37,6 @@ from ..onnx_model.ort_session import PREPROCESSED, OnnxSession, multiplies_exact
 from ..parity_check.inputs import data_words
 from .report import Batch, Latency, QuantizeReport, compare_models, time_models
 from .saturation import SUM_MAX, Target, largest_sum
-
-log = logging.getLogger(__name__)
 
 BATCH = 8
 """Images per calibration run, and the larger of the two batches that are timed."""
@@ -110,13 +107,10 @@ def quantize(
     model, float_bytes = _read_folded(folder)
     nodes, kept = _choose(model, config.keep_float)
     images = _Images.of(manifest, task, config.n_calibration)
-    seven_bit = config.target == "any"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         draft = Path(scratch) / INT8_FILE
         on_step(f"calibrating on {images.n_calibration} images")
-        calibration = (batch.images for batch in images.calibration())
-        write_int8(model, draft, nodes, calibration, seven_bit=seven_bit)
-        largest = _finish(draft, model, nodes, config.target)
+        largest = _write_draft(draft, model, nodes, images, config.target)
         on_step(f"comparing on {images.data}")
         report = QuantizeReport(
             task=manifest.task,
@@ -128,7 +122,7 @@ def quantize(
             int8_bytes=draft.stat().st_size,
             threads=config.threads,
             target=config.target,
-            weight_bits=7 if seven_bit else 8,
+            weight_bits=7 if _seven_bit(config.target) else 8,
             largest_sum=largest,
             quantized=len(nodes),
             kept_float=kept,
@@ -170,24 +164,6 @@ def measure_again(
     on_step(f"comparing int8 on {images.data}")
     found = _measure(folder / MODEL_FILE, folder / INT8_FILE, images, report.threads)
     return report.model_copy(update=found)
-
-
-def drop_stale_int8(folder: Path) -> bool:
-    """Remove an int8 model whose report cannot be read, as that of an earlier release.
-
-    Nothing then tells whether its products can saturate.
-
-    Returns:
-        Whether there was one.
-    """
-    try:
-        QuantizeReport.read(folder)
-    except ArtifactError as error:
-        log.warning("%s The int8 model is not kept.", error)
-        (folder / INT8_FILE).unlink(missing_ok=True)
-        (folder / INT8_REPORT_FILE).unlink(missing_ok=True)
-        return True
-    return False
 
 
 def _measure(before: Path, after: Path, images: _Images, threads: int | None) -> dict[str, Any]:
@@ -273,13 +249,33 @@ def _choose(model: onnx.ModelProto, keep_float: Sequence[str]) -> tuple[list[str
     return chosen, tuple(layers[name] for name in layers if name not in set(chosen))
 
 
-def _finish(path: Path, float_model: onnx.ModelProto, nodes: Sequence[str], target: Target) -> int:
-    """Check what the quantiser wrote, and say in its metadata what it is.
+def _seven_bit(target: Target) -> bool:
+    return target == "any"
+
+
+def _write_draft(
+    path: Path, model: onnx.ModelProto, nodes: Sequence[str], images: _Images, target: Target
+) -> int:
+    """Quantise the nodes, check what the quantiser wrote, and say in its metadata what it is.
 
     Returns:
         What :func:`.saturation.largest_sum` reads off it.
     """
-    model = onnx.load_model(path)
+    calibration = (batch.images for batch in images.calibration())
+    write_int8(model, path, nodes, calibration, seven_bit=_seven_bit(target))
+    quantized = onnx.load_model(path)
+    largest = _require_right(quantized, nodes, target)
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    props.pop(PREPROCESSED)
+    onnx.helper.set_model_props(quantized, {**props, "precision": "int8"})
+    quantized.producer_name = model.producer_name
+    quantized.producer_version = model.producer_version
+    path.write_bytes(quantized.SerializeToString())
+    return largest
+
+
+def _require_right(model: onnx.ModelProto, nodes: Sequence[str], target: Target) -> int:
+    """Refuse a layer that was left out and weights that can saturate; gives the largest sum."""
     weights = int8_weights(model)
     by_name = {node.name: node for node in model.graph.node}
     missed = [name for name in nodes if by_name[name].input[1] not in weights]
@@ -294,12 +290,6 @@ def _finish(path: Path, float_model: onnx.ModelProto, nodes: Sequence[str], targ
             f"{INT8_FILE}: two products must add up to at most {SUM_MAX} for any CPU, got weights "
             f"that reach {largest}. Name the CPUs that shall serve (--int8-target)."
         )
-    props = {prop.key: prop.value for prop in float_model.metadata_props}
-    props.pop(PREPROCESSED)
-    onnx.helper.set_model_props(model, {**props, "precision": "int8"})
-    model.producer_name = float_model.producer_name
-    model.producer_version = float_model.producer_version
-    path.write_bytes(model.SerializeToString())
     return largest
 
 

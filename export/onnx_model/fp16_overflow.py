@@ -31,7 +31,7 @@ class Overflow(NamedTuple):
     max_abs: float
     """Largest magnitude among what the node reads and writes."""
     node: str
-    """Name in the graph, as :func:`.half.to_precision` takes it in ``keep_fp32``."""
+    """Name in the graph, as :func:`.half_precision.to_precision` takes it in ``keep_fp32``."""
 
 
 def find_overflow(
@@ -40,7 +40,7 @@ def find_overflow(
     """Run a float32 graph on images and list the nodes whose values fp16 would not hold.
 
     Args:
-        path: An fp32 model from :func:`.to_onnx.write_onnx`.
+        path: An fp32 model from :func:`.write.write_onnx`.
         images: Preprocessed images ``(n, c, h, w)``, as the task will see them.
         limit: Largest magnitude allowed. Half the range by default, since other images go further.
 

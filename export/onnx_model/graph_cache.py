@@ -2,7 +2,7 @@
 
 All tasks of one backbone share one graph, so tracing is paid once. A *skeleton* names every
 floating-point tensor of the state dict that the network reads, and holds none of their numbers:
-each is external data in ``model.safetensors``, at a place that :mod:`.to_onnx` fills in.
+each is external data in ``model.safetensors``, at a place that :mod:`.write` fills in.
 :mod:`.trace` makes them; reading one needs no torch.
 """
 
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from glora_deploy.store.atomic_files import replace_file
 from glora_deploy.store.graph_key import OPSET, skeleton_key
 
-__all__ = ["OPSET", "SCOPES", "UNREAD", "SkeletonCache", "SkeletonSpec", "layer_of"]
+__all__ = ["OPSET", "SCOPES", "UNREAD", "GraphCache", "GraphSpec", "layer_of"]
 
 UNREAD = "glora_deploy.unread"
 """Metadata key: JSON list of the state-dict names that are no initializer of the graph."""
@@ -39,7 +39,7 @@ def layer_of(node: onnx.NodeProto) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkeletonSpec:
+class GraphSpec:
     """Everything that decides what a skeleton looks like, apart from library versions."""
 
     architecture: str
@@ -62,13 +62,13 @@ class SkeletonSpec:
         )
 
 
-class SkeletonCache:
+class GraphCache:
     """Skeletons in a folder, ``<key>.onnx`` each; several processes may share it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, spec: SkeletonSpec, build: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+    def get(self, spec: GraphSpec, build: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
         """The skeleton of this spec: read from the folder, else built and kept there.
 
         Args:

@@ -56,7 +56,7 @@ def to_precision(
     the type it was computed in, at most once to each type, so no digits are lost twice.
 
     Args:
-        skeleton: As from :func:`.skeleton.build_skeleton`. Not modified.
+        skeleton: As from :func:`.trace.trace_graph`. Not modified.
         precision: Type of every weight: ``model.safetensors`` must hold each in this type.
         keep_fp32: Names of further nodes, or operator types, that compute in float32.
 

@@ -30,7 +30,7 @@ _RANDOM_OPS = {
 }
 
 
-def build_skeleton(
+def trace_graph(
     model: nn.Module, input_size: tuple[int, int, int], *, opset: int = OPSET
 ) -> onnx.ModelProto:
     """Trace a network to an fp32 ONNX graph whose weights are names, dtypes and shapes only.

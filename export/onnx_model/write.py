@@ -50,10 +50,10 @@ def attach(
     Only the header of the file is read. The result works from the folder of the file.
 
     Args:
-        skeleton: As from :func:`.skeleton.build_skeleton` or :func:`.half.to_precision`.
+        skeleton: As from :func:`.trace.trace_graph` or :func:`.half_precision.to_precision`.
             Not modified.
         safetensors_path: State dict of the same architecture, in the types of the skeleton.
-        metadata: Stored in the model, for instance from :func:`describe`.
+        metadata: Stored in the model, for instance from :func:`..require_format.describe_artifact`.
 
     Raises:
         ArtifactError: If the file is no whole safetensors file.

@@ -14,7 +14,7 @@ from glora_deploy.parity import DEFAULT_LIMITS, Limits, Report, Step, judge
 from glora_deploy.precision import Precision
 from glora_deploy.store.manifest import Manifest
 
-from ..release_memory import trim
+from ..release_memory import release_memory
 from .batch_sizes import Logits, in_batches
 from .inputs import ParityInputs
 from .stages import REFERENCE, SkipStage, Stage
@@ -23,7 +23,7 @@ _Measured = Mapping[str, NDArray[Any]]
 """Logits ``(n, n_classes)`` by what was fed in."""
 
 
-def verify(
+def check_parity(
     manifest: Manifest,
     inputs: ParityInputs,
     precision: Precision,
@@ -63,7 +63,7 @@ def verify(
             found[stage.name] = _measure(stage.load(), sets)
         except (SkipStage, MissingDependencyError) as reason:
             skipped[stage.name] = str(reason)
-        trim()
+        release_memory()
     on_step(REFERENCE)
     truth = _measure(reference(), sets)
     for name, logits in truth.items():
@@ -82,7 +82,7 @@ def verify(
 
 
 def _measure(run: Logits, sets: Mapping[str, NDArray[Any]]) -> _Measured:
-    trim()
+    release_memory()
     return {name: in_batches(run)(images) for name, images in sets.items()}
 
 

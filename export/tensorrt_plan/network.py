@@ -3,8 +3,8 @@
 The parser gets the graph as bytes and every weight as an address in the memory-mapped file, so
 there is never a full ONNX model in between. Networks are strongly typed wherever the library has
 the choice: TensorRT 11 and TensorRT-RTX know nothing else, and in a weakly typed network the
-builder would pick fp16 or fp32 for each layer by speed and undo what :mod:`.half` keeps in float32
-for its accuracy. The precision is therefore that of the graph.
+builder would pick fp16 or fp32 for each layer by speed and undo what the ONNX graph keeps in
+float32 for its accuracy. The precision is therefore that of the graph.
 """
 
 from __future__ import annotations

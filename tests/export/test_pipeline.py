@@ -33,7 +33,7 @@ from glora_deploy.export.int8.report import QuantizeReport
 from glora_deploy.export.onnx_model.ort_session import OnnxSession
 from glora_deploy.export.parity_check.stages import ExportStages, SkipStage, Stage
 from glora_deploy.export.parity_check.torch_networks import torch_logits
-from glora_deploy.export.pipeline import ExportConfig, copy_out, export, verify_export
+from glora_deploy.export.pipeline import ExportConfig, copy_out, export, prove_again
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
 from glora_deploy.export.tensorrt_plan.engine import Engine
 from glora_deploy.export.tensorrt_plan.library import Gpu
@@ -221,7 +221,7 @@ def test_an_altered_file_of_the_present_export_is_named_and_stays(tmp_path: Path
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(ArtifactError, match=r"model\.safetensors: sha256 is .* on disk"):
-        verify_export(store, artifact, ExportConfig(n_images=1))
+        prove_again(store, artifact, ExportConfig(n_images=1))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "export.json"])
@@ -234,12 +234,12 @@ def test_a_damaged_export_is_made_again(
     path = before.folder / name
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ArtifactError, match=name):
-        verify_export(store, artifact, ExportConfig(n_images=1))
+        prove_again(store, artifact, ExportConfig(n_images=1))
     with caplog.at_level(logging.WARNING):
         export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))
     assert ("is not kept" in caplog.text) == (name == "model.safetensors")
     assert ("Nothing of it is kept" in caplog.text) == (name == "export.json")
-    after = verify_export(store, artifact, ExportConfig(n_images=1))
+    after = prove_again(store, artifact, ExportConfig(n_images=1))
     assert after.passed
     assert (before.folder / "delta" / "adapter.safetensors").exists() == (name != "export.json")
     assert store.verify() == []
@@ -248,7 +248,7 @@ def test_a_damaged_export_is_made_again(
 def test_verify_measures_again_and_replaces_only_the_report(tmp_path: Path) -> None:
     store, artifact = make_stored_task(tmp_path)
     done = export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))
-    report = verify_export(store, artifact, ExportConfig(n_images=4))
+    report = prove_again(store, artifact, ExportConfig(n_images=4))
     assert report.passed
     assert {s.n_images for s in report.steps if s.inputs == report.data} == {4}
     again = ExportRecord.read(done.folder)
@@ -271,7 +271,7 @@ def test_no_other_exporter_replaces_what_is_measured_again(
         return read(folder)
 
     monkeypatch.setattr(ExportRecord, "read", watched)
-    verify_export(store, artifact, ExportConfig(n_images=1))
+    prove_again(store, artifact, ExportConfig(n_images=1))
     assert alone == [True]
 
 
@@ -290,7 +290,7 @@ def test_an_export_whose_version_is_removed_meanwhile_is_one_clear_line(tmp_path
 def test_verify_without_an_export_says_how_to_make_one(tmp_path: Path) -> None:
     store, artifact = make_stored_task(tmp_path)
     with pytest.raises(StoreError, match=r"no export is here.*--task pets --precision fp32"):
-        verify_export(store, artifact, ExportConfig())
+        prove_again(store, artifact, ExportConfig())
 
 
 def test_a_delta_on_another_backbone_is_refused_naming_both(tmp_path: Path) -> None:
@@ -475,9 +475,9 @@ def test_verify_measures_int8_on_this_machine_and_fails_where_it_loses_too_much(
     serving = here.model_copy(update={"cpu": "Old CPU", "instruction_sets": ("avx2",)})
     monkeypatch.setattr(Machine, "here", classmethod(lambda cls: serving))
     monkeypatch.setattr(quantize_module, "multiplies_exactly", lambda: False)
-    assert verify_export(store, artifact, ExportConfig(n_images=1)).passed
+    assert prove_again(store, artifact, ExportConfig(n_images=1)).passed
     agreement = 0.25
-    report = verify_export(store, artifact, ExportConfig(n_images=1))
+    report = prove_again(store, artifact, ExportConfig(n_images=1))
     assert report.machine == serving
     again = QuantizeReport.read(done.folder)
     assert (again.machine, again.exact, again.n_calibration) == (serving, False, 128)

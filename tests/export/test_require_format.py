@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from glora_deploy.errors import ArtifactError
-from glora_deploy.export.pipeline import ExportConfig, export, verify_export
+from glora_deploy.export.pipeline import ExportConfig, export, prove_again
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.export_record import ExportRecord
 from glora_deploy.store.store import ArtifactStore
@@ -55,7 +55,7 @@ def state_again(folder: Path) -> None:
 def refused(own: Made) -> str:
     """What ``glora-export verify`` says, on one line."""
     with pytest.raises(ArtifactError) as caught:
-        verify_export(*own, ExportConfig(n_images=1))
+        prove_again(*own, ExportConfig(n_images=1))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -67,7 +67,7 @@ def made_again(own: Made, caplog: pytest.LogCaptureFixture) -> str:
         done = export(store, artifact, ExportConfig(formats=("onnx",), n_images=1))
     done.report.require_passed()
     assert store.verify() == []
-    assert verify_export(store, artifact, ExportConfig(n_images=1)).passed
+    assert prove_again(store, artifact, ExportConfig(n_images=1)).passed
     return caplog.text
 
 
@@ -192,7 +192,7 @@ def test_a_single_file_states_its_precision_too(own: Made) -> None:
     store, artifact = own
     single = ExportConfig(formats=("onnx",), single_file=True, n_images=1)
     export(store, artifact, single)
-    assert verify_export(store, artifact, ExportConfig(n_images=1)).passed
+    assert prove_again(store, artifact, ExportConfig(n_images=1)).passed
 
 
 def test_an_export_of_an_earlier_delta_of_the_same_name_is_made_again(

@@ -11,7 +11,8 @@ import torch
 from glora_deploy.backbones.load import outline
 from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import cli
-from glora_deploy.training.cli import main, parse_count
+from glora_deploy.training.cli import main
+from glora_deploy.training.options import parse_count
 
 
 def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -15,13 +15,13 @@ from glora_deploy.errors import ArtifactError, ExportError, MissingDependencyErr
 from glora_deploy.export.int8 import quantize as quantize_module
 from glora_deploy.export.int8.quantize import (
     QuantizeConfig,
-    drop_stale_int8,
     measure_again,
     quantize,
 )
 from glora_deploy.export.int8.report import Batch, QuantizeReport, compare_models, time_models
 from glora_deploy.export.int8.saturation import Target
 from glora_deploy.export.onnx_model.ort_session import OnnxSession, write_int8
+from glora_deploy.export.reuse_previous import drop_stale
 from glora_deploy.machine import Machine
 from glora_deploy.store.manifest import Manifest
 from int8_tasks import LABELS, make_folder, make_manifest, make_task
@@ -268,11 +268,11 @@ def test_a_model_whose_report_is_of_an_earlier_release_is_dropped(
     folder: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
     quantize(folder, manifest, None, ANY_LOSS)
-    assert not drop_stale_int8(folder)
+    assert not drop_stale(folder, "int8")
     report = json.loads((folder / "int8.json").read_text())
     del report["target"]
     (folder / "int8.json").write_text(json.dumps({**report, "seven_bit": False}))
-    assert drop_stale_int8(folder)
+    assert drop_stale(folder, "int8")
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.safetensors"]
     assert "The int8 model is not kept." in caplog.text
 

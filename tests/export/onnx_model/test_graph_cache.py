@@ -7,19 +7,19 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from glora_deploy.export.onnx_model.graph_cache import UNREAD, SkeletonCache, SkeletonSpec
+from glora_deploy.export.onnx_model.graph_cache import UNREAD, GraphCache, GraphSpec
 
 N_CLASSES = 5
 
 
-def make_spec(**changes: object) -> SkeletonSpec:
+def make_spec(**changes: object) -> GraphSpec:
     facts: dict[str, object] = {
         "architecture": "flat",
         "model_args": {},
         "n_classes": N_CLASSES,
         "input_size": (3, 4, 4),
     }
-    return SkeletonSpec(**{**facts, **changes})  # type: ignore[arg-type]
+    return GraphSpec(**{**facts, **changes})  # type: ignore[arg-type]
 
 
 class Builder:
@@ -40,7 +40,7 @@ class Builder:
 
 
 def test_the_second_task_reads_the_skeleton_of_the_first(tmp_path: Path) -> None:
-    cache, build = SkeletonCache(tmp_path / "skeletons"), Builder()
+    cache, build = GraphCache(tmp_path / "skeletons"), Builder()
     first = cache.get(make_spec(), build)
     assert cache.get(make_spec(), build) == first
     assert build.calls == 1
@@ -48,7 +48,7 @@ def test_the_second_task_reads_the_skeleton_of_the_first(tmp_path: Path) -> None
 
 
 def test_another_architecture_has_another_skeleton(tmp_path: Path) -> None:
-    cache, build = SkeletonCache(tmp_path), Builder()
+    cache, build = GraphCache(tmp_path), Builder()
     cache.get(make_spec(), build)
     cache.get(make_spec(architecture="spare"), build)
     assert build.calls == 2
@@ -78,7 +78,7 @@ def test_another_library_version_means_another_key(monkeypatch: pytest.MonkeyPat
 def test_a_damaged_skeleton_is_built_again(
     tmp_path: Path, length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache, build = SkeletonCache(tmp_path), Builder()
+    cache, build = GraphCache(tmp_path), Builder()
     first = cache.get(make_spec(), build)
     path = tmp_path / f"{make_spec().key()}.onnx"
     path.write_bytes(path.read_bytes()[:length])
@@ -90,7 +90,7 @@ def test_a_damaged_skeleton_is_built_again(
 
 
 def test_a_skeleton_of_another_class_count_does_not_enter_the_cache(tmp_path: Path) -> None:
-    cache, spec = SkeletonCache(tmp_path), make_spec(n_classes=N_CLASSES + 1)
+    cache, spec = GraphCache(tmp_path), make_spec(n_classes=N_CLASSES + 1)
     with pytest.raises(ValueError, match="the skeleton must have 6 classes, got 5"):
         cache.get(spec, Builder())
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from glora_deploy.errors import ExportError
 from glora_deploy.export.onnx_model.graph_cache import UNREAD, layer_of
-from glora_deploy.export.onnx_model.trace import build_skeleton
+from glora_deploy.export.onnx_model.trace import trace_graph
 from onnx_networks import KINDS, N_CLASSES, input_size, make_network, make_skeleton
 
 SHAPE = (3, 4, 4)
@@ -129,7 +129,7 @@ def test_the_graph_does_not_depend_on_the_weights_and_the_model_is_not_modified(
     for parameter in model.parameters():
         nn.init.ones_(parameter)
     before = copy.deepcopy(model.state_dict())
-    skeleton = build_skeleton(model, input_size("vit"))
+    skeleton = trace_graph(model, input_size("vit"))
     assert skeleton.SerializeToString() == make_skeleton("vit").SerializeToString()
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -138,7 +138,7 @@ def test_the_graph_does_not_depend_on_the_weights_and_the_model_is_not_modified(
 
 
 def test_a_scale_of_one_stays_in_the_graph() -> None:
-    graph = build_skeleton(Scaled("scale").eval(), SHAPE).graph
+    graph = trace_graph(Scaled("scale").eval(), SHAPE).graph
     assert "scale" in {name for node in graph.node for name in node.input}
 
 
@@ -169,18 +169,18 @@ def test_the_graph_shows_no_path_of_the_machine_that_built_it() -> None:
 
 
 def test_a_parameter_that_nothing_reads_is_listed_and_not_in_the_graph() -> None:
-    skeleton = build_skeleton(Spare().eval(), SHAPE)
+    skeleton = trace_graph(Spare().eval(), SHAPE)
     assert {p.key: p.value for p in skeleton.metadata_props} == {UNREAD: '["spare"]'}
 
 
 def test_a_tensor_with_two_names_is_refused() -> None:
     with pytest.raises(ExportError, match=r"second.weight and head.weight: must be two tensors"):
-        build_skeleton(Tied().eval(), SHAPE)
+        trace_graph(Tied().eval(), SHAPE)
 
 
 def test_a_parameter_that_hides_behind_the_input_is_refused() -> None:
     with pytest.raises(ExportError, match=r"got none for image \(1 in all\)"):
-        build_skeleton(Scaled("image").eval(), SHAPE)
+        trace_graph(Scaled("image").eval(), SHAPE)
 
 
 def test_a_weight_that_the_optimiser_drops_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,38 +191,38 @@ def test_a_weight_that_the_optimiser_drops_is_refused(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("glora_deploy.export.onnx_model.trace.optimize_ir", drop_scale)
     with pytest.raises(ExportError, match=r"got none for scale \(1 in all\)"):
-        build_skeleton(Scaled("scale").eval(), SHAPE)
+        trace_graph(Scaled("scale").eval(), SHAPE)
 
 
 def test_a_parameter_that_takes_the_name_of_the_output_is_refused() -> None:
     with pytest.raises(ExportError, match="the output must be logits, got logits_1"):
-        build_skeleton(Scaled("logits").eval(), SHAPE)
+        trace_graph(Scaled("logits").eval(), SHAPE)
 
 
 def test_a_random_operator_is_refused() -> None:
     with pytest.raises(ExportError, match="nodes must be deterministic, got"):
-        build_skeleton(Noisy().eval(), SHAPE)
+        trace_graph(Noisy().eval(), SHAPE)
 
 
 def test_attention_that_the_exporter_does_not_know_is_spelled_out_while_it_traces() -> None:
     model = FiveAxes().eval()
-    ops = {node.op_type for node in build_skeleton(model, SHAPE).graph.node}
+    ops = {node.op_type for node in trace_graph(model, SHAPE).graph.node}
     assert "Softmax" in ops
     assert model.fused_attn
 
 
 def test_a_network_that_cannot_be_traced_is_refused_in_one_line() -> None:
     with pytest.raises(ExportError, match=r"^Branching: torch.onnx.export must trace it, got: .+$"):
-        build_skeleton(Branching().eval(), SHAPE)
+        trace_graph(Branching().eval(), SHAPE)
 
 
 def test_a_model_in_training_is_refused_by_the_name_of_the_module() -> None:
     model = Flat().eval()
     model.head.train()
     with pytest.raises(ValueError, match="head must be in evaluation mode"):
-        build_skeleton(model, SHAPE)
+        trace_graph(model, SHAPE)
 
 
 def test_a_model_in_another_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"head.weight: dtype must be torch.float32, got torch.f"):
-        build_skeleton(Flat().eval().double(), SHAPE)
+        trace_graph(Flat().eval().double(), SHAPE)

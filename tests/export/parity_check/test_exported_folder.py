@@ -22,7 +22,7 @@ from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import ArtifactError, GloraDeployError
 from glora_deploy.export import timm_folder
 from glora_deploy.export.parity_check.torch_networks import _lies_in, exported_network, torch_logits
-from glora_deploy.export.pipeline import ExportConfig, export, verify_export
+from glora_deploy.export.pipeline import ExportConfig, export, prove_again
 from glora_deploy.export.stored_backbone import backbone_of
 from glora_deploy.export.timm_folder import config_bytes
 from glora_deploy.store.artifact import MANIFEST, Artifact
@@ -304,7 +304,7 @@ def test_every_altered_value_of_a_manifest_stops_verify_and_export(own: Made) ->
     for way in ways:
         path.write_text(json.dumps(altered(stated, way)))
         assert store.verify(), way
-        for act in (export, verify_export):
+        for act in (export, prove_again):
             with pytest.raises(GloraDeployError) as caught:
                 act(store, store.get("pets", "v1"), ExportConfig(n_images=1))
             assert "\n" not in str(caught.value), way

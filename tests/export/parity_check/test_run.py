@@ -9,7 +9,7 @@ import pytest
 from glora_deploy.errors import MissingDependencyError, NonFiniteError
 from glora_deploy.export.parity_check.batch_sizes import Logits
 from glora_deploy.export.parity_check.inputs import ParityInputs
-from glora_deploy.export.parity_check.run import verify
+from glora_deploy.export.parity_check.run import check_parity
 from glora_deploy.export.parity_check.stages import SkipStage, Stage
 from glora_deploy.parity import DEFAULT_LIMITS
 from glora_deploy.store.manifest import Manifest
@@ -44,7 +44,7 @@ def test_steps_stand_in_the_order_of_the_stages_whichever_ran_first(manifest: Ma
         Stage("c", "fp32", scaled(1 + 1e-5), torch=False),
         Stage("d", "fp32", scaled(2)),
     ]
-    report = verify(manifest, make_inputs(), "fp32", scaled(1), stages, on_step=seen.append)
+    report = check_parity(manifest, make_inputs(), "fp32", scaled(1), stages, on_step=seen.append)
     assert seen == ["b", "c", "a", "d", "merged-fp64"]
     assert [(step.stage, step.outcome) for step in report.steps] == [
         *[("a", "pass")] * 3,
@@ -66,7 +66,9 @@ def test_far_inputs_are_judged_by_the_size_of_their_own_logits(manifest: Manifes
     inputs = make_inputs()
     inputs = replace(inputs, wild=1e4 * inputs.wild, flat=1e-4 * inputs.flat)
     within = DEFAULT_LIMITS["fp32"].max_error / 10
-    report = verify(manifest, inputs, "fp32", scaled(1), [Stage("a", "fp32", scaled(1 + within))])
+    report = check_parity(
+        manifest, inputs, "fp32", scaled(1), [Stage("a", "fp32", scaled(1 + within))]
+    )
     assert report.passed
     ordinary, flat, wild = (step.comparisons[0] for step in report.steps)
     assert wild.max_abs > 100 * ordinary.max_abs
@@ -80,7 +82,7 @@ def test_a_stage_whose_library_is_missing_is_skipped_with_the_reason(manifest: M
         raise MissingDependencyError("onnxruntime", "cpu", "running an ONNX model")
 
     stages = [Stage("onnx", "fp32", load, torch=False), Stage("a", "fp32", scaled(1))]
-    report = verify(manifest, make_inputs(), "fp32", scaled(1), stages)
+    report = check_parity(manifest, make_inputs(), "fp32", scaled(1), stages)
     assert report.steps[0].outcome == "skipped"
     assert "onnxruntime" in report.steps[0].reason
     assert report.passed
@@ -91,4 +93,4 @@ def test_a_float64_network_that_is_not_finite_is_an_error_and_no_verdict(
 ) -> None:
     stages = [Stage("a", "fp32", scaled(1))]
     with pytest.raises(NonFiniteError, match="pets: the float64 logits of noise must be finite"):
-        verify(manifest, make_inputs(), "fp32", scaled(np.nan), stages)
+        check_parity(manifest, make_inputs(), "fp32", scaled(np.nan), stages)

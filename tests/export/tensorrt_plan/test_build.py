@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from glora_deploy.errors import ExportError, GloraDeployError
 from glora_deploy.export.onnx_model.half_precision import to_precision
-from glora_deploy.export.onnx_model.trace import build_skeleton
+from glora_deploy.export.onnx_model.trace import trace_graph
 from glora_deploy.export.onnx_model.write import write_onnx
 from glora_deploy.export.tensorrt_plan import build as to_tensorrt, library
 from glora_deploy.export.tensorrt_plan.build import build_plan, write_plan
@@ -58,7 +58,7 @@ def make_export(folder: Path, kind: str = "vit", precision: Precision = "fp32") 
 @cache
 def tiny_skeleton() -> bytes:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=7).eval()
-    return build_skeleton(model, (3, 224, 224)).SerializeToString()
+    return trace_graph(model, (3, 224, 224)).SerializeToString()
 
 
 def make_tiny(folder: Path, precision: Precision) -> Path:
@@ -151,7 +151,7 @@ def test_a_tiny_vit_gives_the_same_plan_twice_and_a_true_sidecar(
 @pytest.mark.slow
 def test_a_base_vit_is_built_in_single_and_half_precision(tmp_path: Path) -> None:
     model = timm.create_model("vit_base_patch16_224", num_classes=7).eval()
-    skeleton = build_skeleton(model, (3, 224, 224))
+    skeleton = trace_graph(model, (3, 224, 224))
     sizes = {}
     for precision in ("fp32", "fp16"):
         folder = tmp_path / precision

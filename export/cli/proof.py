@@ -1,156 +1,19 @@
-"""What the export commands share: options, opening a task, progress, the parity table."""
+"""What was measured of an export, and its tables on stdout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from glora_deploy.console import (
-    INTERRUPTED,
-    make_table,
-    one_line_errors,
-    progress_line,
-    stderr,
-    stdout,
-)
+from glora_deploy.console import make_table, stdout
 from glora_deploy.errors import ArtifactError
-from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report
-from glora_deploy.precision import Precision
-from glora_deploy.quiet import only_errors
-from glora_deploy.store.artifact import Artifact
+from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.store.export_record import FILES, WEIGHTS_FILE, ExportRecord
-from glora_deploy.store.store import ArtifactStore
 
 if TYPE_CHECKING:
     from ..int8.report import QuantizeReport
-
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the artifact store.")]
-VersionOption = Annotated[
-    str | None,
-    typer.Option("--version", help="Version of the task; the current one by default."),
-]
-ImagesOption = Annotated[
-    int, typer.Option("--images", min=1, help="Test images that the parity check looks at.")
-]
-MaxErrorOption = Annotated[
-    float | None,
-    typer.Option(
-        "--max-error",
-        min=0,
-        help="Largest logit error allowed in this precision, as a share of the logits' spread "
-        f"(fp32 {DEFAULT_LIMITS['fp32'].max_error:g}, fp16 {DEFAULT_LIMITS['fp16'].max_error:g}, "
-        f"bf16 {DEFAULT_LIMITS['bf16'].max_error:g}).",
-        show_default=False,
-    ),
-]
-BackboneOption = Annotated[
-    str | None,
-    typer.Option("--backbone", help="timm name of the backbone, if the store does not keep it."),
-]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--checkpoint",
-        help="Local weights of that backbone (.safetensors, .npz, .pth, or FILE#PART of one).",
-    ),
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors only.")
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(
-        "--token",
-        envvar="HF_TOKEN",
-        help="Access token for the Hub; the one that is logged in by default.",
-        show_default=False,
-        show_envvar=True,
-    ),
-]
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")
-]
-
-UNCHANGED = "interrupted; the store is as it was"
-
-
-def for_each(tasks: list[str], act: Callable[[str], None]) -> None:
-    """Do every task, saying on one line which failed.
-
-    Raises:
-        typer.Exit: With 1 if any failed, at once if the user interrupts.
-    """
-    failed = False
-    for task in dict.fromkeys(tasks):
-        try:
-            with one_line_errors(UNCHANGED):
-                act(task)
-        except typer.Exit as stop:
-            if stop.exit_code == INTERRUPTED:
-                raise
-            failed = True
-    if failed:
-        raise typer.Exit(1)
-
-
-def open_task(
-    root: Path,
-    task: str,
-    version: str | None,
-    backbone: str | None,
-    checkpoint: Path | None,
-    *,
-    quiet: bool,
-) -> tuple[ArtifactStore, Artifact]:
-    """The store and the artifact; a backbone given by hand is checked and kept."""
-    store = ArtifactStore.open(root)
-    artifact = store.get(task, version)
-    if backbone or checkpoint:
-        from glora_deploy.backbones.load import load_backbone
-
-        from ..stored_backbone import provide_backbone
-
-        recorded = artifact.manifest.backbone
-        with only_errors(quiet):
-            loaded = load_backbone(
-                backbone or recorded.name,
-                checkpoint=checkpoint,
-                input_size=recorded.input_size[1:],
-                model_args=recorded.model_args,
-            )
-            provide_backbone(store, artifact.manifest, loaded)
-    return store, artifact
-
-
-def limits_with(precision: Precision, max_error: float | None) -> dict[Precision, Limits]:
-    """The default limits, with another ``max_error`` for one precision."""
-    limits = dict(DEFAULT_LIMITS)
-    if max_error is not None:
-        limits[precision] = limits[precision].model_copy(update={"max_error": max_error})
-    return limits
-
-
-@contextmanager
-def steps(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being done and for how long."""
-    with only_errors(quiet), progress_line(quiet=quiet) as line:
-        job = line.add_task(title, total=None, note="")
-        yield lambda step: line.update(job, note=step)
-
-
-def hub_steps(quiet: bool) -> Callable[[str], None]:
-    """Lines on stderr between the Hub client's own progress bars, which a live line would break."""
-    if not quiet:
-        return lambda step: stderr.print(step, soft_wrap=True)
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    return lambda _: None
 
 
 def print_report(report: Report) -> None:

@@ -1,58 +1,29 @@
-"""``pull`` and ``import``: deltas that come from elsewhere into the store."""
+"""``import``: an adapter that was trained elsewhere into the store."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
 from glora_deploy.data.text_file import read_names
-from glora_deploy.quiet import only_errors
 from glora_deploy.store.reader import require_slug
 from glora_deploy.store.store import ArtifactStore
 
-from .common import (
-    UNCHANGED,
-    CheckpointOption,
-    QuietOption,
-    RevisionOption,
-    StoreOption,
-    TokenOption,
-    hub_steps,
-    steps,
-)
+from .each_task import UNCHANGED
+from .options import CheckpointOption, QuietOption, RevisionOption, StoreOption, TokenOption
+from .progress import steps
 
+if TYPE_CHECKING:  # they bring torch
+    from glora_deploy.backbones.load import Backbone
 
-def pull(
-    repo: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub.")],
-    store: StoreOption = Path("artifacts"),
-    task: Annotated[
-        str | None, typer.Option(help="Name in this store; the pushed one by default.")
-    ] = None,
-    revision: RevisionOption = None,
-    checkpoint: CheckpointOption = None,
-    token: TokenOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Bring a pushed delta from the Hub into the store, verified, as a new current version."""
-    with one_line_errors(UNCHANGED):
-        from ..hub.push_pull import pull as pull_delta
-
-        on_step = hub_steps(quiet)
-        with only_errors(quiet):
-            artifact = pull_delta(
-                ArtifactStore(store),
-                repo,
-                revision=revision,
-                task=task,
-                checkpoint=checkpoint,
-                token=token,
-                on_step=on_step,
-            )
-        stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
+    from ..importers.assemble import Imported
+    from ..importers.authors_checkpoint import Checkpoint
+    from ..importers.peft import Adapter
 
 
 def import_adapter(
@@ -94,40 +65,61 @@ def import_adapter(
     with one_line_errors(UNCHANGED):
         with wrong_usage_of("--input-size"):
             size = parse_size(input_size) if input_size else None
-        if source.lower().endswith(".pt") and subnet is None:
-            from ..importers.detect_lycoris import refuse_lycoris
-
-            refuse_lycoris(Path(source))  # it will not do with a subnet either
-            raise typer.BadParameter(
-                "a .pt needs one: it holds every subnet", param_hint="--subnet"
-            )
+        _require_subnet(source, subnet)
         require_slug("task", task)
         from glora_deploy.backbones.load import load_backbone
 
         from ..importers.assemble import store_import
-        from ..importers.authors_checkpoint import Checkpoint, import_glora, read_checkpoint
-        from ..importers.peft import Adapter, import_peft, read_adapter
 
         with steps(task, quiet) as on_step:
             # Fetching a backbone takes long: what can be wrong without one is found before.
             on_step("reading the adapter")
-            found: Checkpoint | Adapter
-            if subnet is not None:
-                found = read_checkpoint(Path(source), subnet)
-            else:
-                found = read_adapter(
-                    source, head=head, revision=revision, token=token, on_step=on_step
-                )
+            found = _read(source, subnet, head, revision, token, on_step)
             names = read_names(labels) if labels else None
             on_step("loading the backbone")
             loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=size)
-            if isinstance(found, Checkpoint):
-                imported = import_glora(found, loaded)
-            else:
-                imported = import_peft(found, loaded)
+            imported = _on_backbone(found, loaded)
             artifact = store_import(
                 ArtifactStore.create(store), loaded, imported, task=task, labels=names
             )
         for note in imported.notes:
             stdout.print(note, soft_wrap=True)
         stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
+
+
+def _require_subnet(source: str, subnet: Path | None) -> None:
+    """Refuse a .pt without the file that says which of its subnets to take."""
+    if not source.lower().endswith(".pt") or subnet is not None:
+        return
+    from ..importers.detect_lycoris import refuse_lycoris
+
+    refuse_lycoris(Path(source))  # it will not do with a subnet either
+    raise typer.BadParameter("a .pt needs one: it holds every subnet", param_hint="--subnet")
+
+
+def _read(
+    source: str,
+    subnet: Path | None,
+    head: Path | None,
+    revision: str | None,
+    token: str | None,
+    on_step: Callable[[str], None],
+) -> Checkpoint | Adapter:
+    """What the user gave: the authors' checkpoint if a subnet of it is named, else PEFT's."""
+    if subnet is not None:
+        from ..importers.authors_checkpoint import read_checkpoint
+
+        return read_checkpoint(Path(source), subnet)
+    from ..importers.peft import read_adapter
+
+    return read_adapter(source, head=head, revision=revision, token=token, on_step=on_step)
+
+
+def _on_backbone(found: Checkpoint | Adapter, backbone: Backbone) -> Imported:
+    """The delta of a backbone that it amounts to."""
+    from ..importers.authors_checkpoint import Checkpoint, import_glora
+    from ..importers.peft import import_peft
+
+    if isinstance(found, Checkpoint):
+        return import_glora(found, backbone)
+    return import_peft(found, backbone)

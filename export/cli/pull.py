@@ -1,0 +1,45 @@
+"""``pull``: a pushed delta from the Hub into the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glora_deploy.console import one_line_errors, stdout
+from glora_deploy.quiet import only_errors
+from glora_deploy.store.store import ArtifactStore
+
+from .each_task import UNCHANGED
+from .options import CheckpointOption, QuietOption, RevisionOption, StoreOption, TokenOption
+from .progress import hub_steps
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub.")],
+    store: StoreOption = Path("artifacts"),
+    task: Annotated[
+        str | None, typer.Option(help="Name in this store; the pushed one by default.")
+    ] = None,
+    revision: RevisionOption = None,
+    checkpoint: CheckpointOption = None,
+    token: TokenOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Bring a pushed delta from the Hub into the store, verified, as a new current version."""
+    with one_line_errors(UNCHANGED):
+        from ..hub.push_pull import pull as pull_delta
+
+        on_step = hub_steps(quiet)
+        with only_errors(quiet):
+            artifact = pull_delta(
+                ArtifactStore(store),
+                repo,
+                revision=revision,
+                task=task,
+                checkpoint=checkpoint,
+                token=token,
+                on_step=on_step,
+            )
+        stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
