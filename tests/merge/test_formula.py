@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from glora_deploy.glora.supernet_layers import (
     inject,
     set_subnet,
 )
+from glora_deploy.merge.cuda import CudaMergeJob, fused_merge_torch
 from glora_deploy.merge.formula import merge, merge_into, split_by_layer
 from layers import BASES, every_paths, make_base, make_layer
 from merged_networks import float64_merge
@@ -296,6 +298,44 @@ def test_a_merged_weight_that_is_not_finite_is_refused_by_name() -> None:
     half = copy.deepcopy(network).half()
     with pytest.raises(NonFiniteError, match=r"^0: .* must be finite in torch\.float16"):
         merge_into(half, network.state_dict(), large, ["0", "2"])
+
+
+class SaysCuda(nn.Parameter):
+    """A parameter in main memory that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
+
+
+def test_layers_on_a_gpu_go_through_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def merge_plainly(jobs: Mapping[str, CudaMergeJob]) -> list[str]:
+        asked.append(list(jobs))
+        return [
+            layer
+            for layer, job in jobs.items()
+            if not fused_merge_torch(job.w0, job.b0, job.supports, out_w=job.out_w, out_b=job.out_b)
+        ]
+
+    monkeypatch.setattr("glora_deploy.merge.formula.fused_merge_layers_cuda", merge_plainly)
+    network = nn.Sequential(make_base("conv, grouped"), nn.Flatten(), nn.Linear(6, 2))
+    frozen = network.state_dict()
+    supports = {
+        "0.B_d": torch.randn(6, 3),
+        "0.B_u": torch.randn(3, 18),
+        "0.E": torch.randn(6),
+        "2.A": torch.full((2, 1), 0.5),
+    }
+    expected, target = copy.deepcopy(network), copy.deepcopy(network)
+    merge_into(expected, frozen, supports, ["0", "2"])
+    assert asked == [[]]
+    target[0].weight = SaysCuda(target[0].weight.data)
+    merge_into(target, frozen, supports, ["0", "2"])
+    assert asked == [[], ["0"]]
+    torch.testing.assert_close(target.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-6)
+    inf = {"0.B": torch.tensor([[float("inf")]])}
+    with pytest.raises(NonFiniteError, match=r"^0: the merged weight must be finite in torch\."):
+        merge_into(target, frozen, inf, ["0", "2"])
 
 
 def test_a_norm_without_bias_is_merged_in_place_too() -> None:
