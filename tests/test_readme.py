@@ -149,6 +149,29 @@ def test_every_command_in_a_sentence_parses(line: str) -> None:
             pytest.fail(message)
 
 
+def options_of(command: Any) -> set[str]:
+    """Every option of the command and of what is below it."""
+    own = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    return own.union(*(options_of(sub) for sub in getattr(command, "commands", {}).values()))
+
+
+def named_options(text: str) -> set[str]:
+    """Options that stand in a sentence by themselves, ``--fmt onnx``."""
+    return {span.split()[0].partition("=")[0] for span in code_spans(text) if span.startswith("--")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_in_a_sentence_is_one_of_a_program(page: Path) -> None:
+    options = set[str]().union(
+        *(options_of(typer.main.get_command(app)) for app in PROGRAMS.values())
+    )
+    assert named_options(page.read_text("utf-8")) - options == set()
+
+
+def test_an_option_in_a_sentence_is_found() -> None:
+    assert named_options("`--fmt onnx`, `--max-loss`; `a --b`") == {"--fmt", "--max-loss"}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
