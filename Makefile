@@ -8,12 +8,14 @@ DEMO_TASKS := digits photos orientation
 # the interpreter behind it is gone.
 STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 TEST_WORKERS ?= 2
+# What installs into .venv; other resolvers can take the oldest versions that pyproject.toml allows.
+INSTALLER ?= $(BIN)/python -m pip install --progress-bar on
 
 # Threads that spin while they wait are several times slower whenever another program runs.
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check clean
+.PHONY: help install demo test lint types check dist clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,7 +29,7 @@ $(STAMP):
 	@$(BIN)/python -c '' 2>/dev/null || rm -rf $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -e '.[cpu,demo,dev,rtx]'
+	$(INSTALLER) -e '.[cpu,demo,dev,rtx]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
@@ -55,5 +57,11 @@ types: install ## mypy, strict
 
 check: lint types test ## what continuous integration runs
 
+dist: ## the sdist, and the wheel built from it, in dist/; docs/releasing.md says what for
+	rm -rf dist
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'build>=1.2'
+	$(BIN)/python -m build
+
 clean: ## remove the environment, caches and the demo's output
-	rm -rf $(VENV) $(STORE) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(STORE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -188,7 +189,18 @@ def test_the_orientation_turns_sixteen_bits_too(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+before_13 = int(PIL.__version__.partition(".")[0]) < 13
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
+        pytest.param(
+            "YCbCr", marks=pytest.mark.skipif(before_13, reason="Pillow 13 reads YCbCr TIFF")
+        ),
+    ],
+)
 def test_eight_bits_are_read_as_pillow_converts_them(tmp_path: Path, mode: str) -> None:
     rng = np.random.default_rng(3)
     image = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).convert(mode)
