@@ -36,7 +36,7 @@ def test_a_misspelt_name_is_no_attribute() -> None:
         glora_deploy.__versoin__  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["glora_deploy"])
+@pytest.mark.parametrize("package", ["glora_deploy", "glora_deploy.serving"])
 def test_importing_a_package_brings_nothing_heavy(package: str) -> None:
     assert modules_after(f"import {package}") & HEAVY == set()
 
