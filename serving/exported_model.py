@@ -83,7 +83,7 @@ def load_from_store(
     remedy = _command(
         task, precision, "--store", str(root), *(("--version", version) if version else ())
     )
-    with _remedied(remedy):
+    with _remedied(remedy, precision):
         return _of_one_export(folder, lambda: _load_recorded(folder, manifest, precision, threads))
 
 
@@ -108,10 +108,18 @@ def load_from_folder(folder: Path, threads: int | None) -> ExportedModel:
         )
     report = _read_report(folder)
     where = ["--out", str(folder)]
-    if folder.absolute().parent.name == EXPORTS:  # it lies in a store, where --out may not write
-        where = ["--store", str(folder.absolute().parents[3]), "--version", report.version]
-    with _remedied(_command(report.task, report.precision, *where)):
+    if root := _store_of(folder):  # where --out may not write
+        where = ["--store", str(root), "--version", report.version]
+    with _remedied(_command(report.task, report.precision, *where), report.precision):
         return _of_one_export(folder, lambda: _load_bare(folder, threads))
+
+
+def _store_of(folder: Path) -> Path | None:
+    """The store whose export this folder is; None if it is a copy."""
+    above = folder.absolute().parents
+    if len(above) > 3 and above[0].name == EXPORTS and (above[1] / MANIFEST).is_file():
+        return above[3]
+    return None
 
 
 def _of_one_export(folder: Path, load: Callable[[], ExportedModel]) -> ExportedModel:
@@ -243,9 +251,15 @@ def _command(task: str, precision: Precision, *more: str) -> str:
 
 
 @contextmanager
-def _remedied(command: str) -> Iterator[None]:
+def _remedied(command: str, precision: Precision) -> Iterator[None]:
     """Add the command that mends it to what is wrong with an export."""
     try:
         yield
-    except (ArtifactError, ExportError, ParityError, StoreError) as error:
+    except ExportError as error:
+        if precision == "bf16":  # made again, it would be refused again
+            raise ExportError(
+                f"{error} It may know no bf16 on CPUs: take the precision fp32 or fp16."
+            ) from error
+        raise ExportError(f"{error} Run: {command}") from error
+    except (ArtifactError, ParityError, StoreError) as error:
         raise type(error)(f"{error} Run: {command}") from error

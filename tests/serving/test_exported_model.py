@@ -278,6 +278,36 @@ def test_what_onnx_runtime_refuses_is_one_line(
         Predictor.from_folder(out)
 
 
+def test_a_type_that_onnx_runtime_does_not_know_is_not_made_again(
+    own_store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExportConfig(formats=("onnx",), precision="bf16", n_images=2)
+    export(own_store, own_store.get("colours"), config)
+
+    def refuse(path: Path, threads: int | None) -> OnnxSession:
+        raise ExportError(f"{path}: ONNX Runtime must load it, got: NOT_IMPLEMENTED")
+
+    monkeypatch.setattr(exported_model, "OnnxSession", refuse)
+    with pytest.raises(ExportError, match=r"NOT_IMPLEMENTED .*: take the precision fp32 or fp16.$"):
+        Predictor.from_store(own_store.root, "colours", precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["exports/fp32", "fp32"])
+def test_a_folder_outside_of_a_store_is_made_again_with_out(
+    trained: tuple[ArtifactStore, Artifact], tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    copy_out(exported(*trained), out, ["merged"])
+    with pytest.raises(StoreError, match=rf" --fmt onnx --out {out}$"):
+        Predictor.from_folder(out)
+
+
+def test_a_folder_of_a_store_is_made_again_there(own_store: ArtifactStore) -> None:
+    (fp32(own_store) / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=rf" --store {own_store.root} --version v1$"):
+        Predictor.from_folder(fp32(own_store))
+
+
 def test_a_missing_onnx_runtime_is_named(
     trained: tuple[ArtifactStore, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
