@@ -249,6 +249,24 @@ def test_a_folder_whose_labels_do_not_fit_its_model_is_refused(own_store: Artifa
         Predictor.from_folder(fp32(own_store))
 
 
+def test_a_pushed_folder_is_held_against_the_manifest_of_its_delta(
+    trained: tuple[ArtifactStore, Artifact], tmp_path: Path
+) -> None:
+    out = tmp_path / "repository"
+    copy_out(exported(*trained), out, ["merged", "onnx"])
+    (out / "glora").mkdir()
+    for name in ("manifest.json", "adapter.safetensors"):
+        shutil.copyfile(trained[1].path / name, out / "glora" / name)
+    assert Predictor.from_folder(out).labels == ("red", "green", "blue")
+    model = onnx.load_model(out / "model.onnx", load_external_data=False)
+    for entry in model.metadata_props:
+        if entry.key == "labels":
+            entry.value = '["green", "red", "blue"]'
+    (out / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match=r"model.onnx: labels must be .*'red', 'green', 'blue'"):
+        Predictor.from_folder(out)
+
+
 def test_a_folder_that_no_export_wrote_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(StoreError, match=r"has no parity.json. Run: .* --task TASK --fmt onnx"):
