@@ -16,5 +16,19 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``file_kind``        what a file is, by its content; ``wording`` names in messages
 ===================  ============================================================================
 
-This module imports nothing, so that the parts without torch stay usable without it.
+``__version__`` is that of the installed distribution, and is read when it is asked for: this module
+imports nothing, so that the parts without torch stay usable without it.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name):
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("glora-deploy")

@@ -1,1 +1,27 @@
-"""One process, one shared backbone, many tasks: not built yet; see the README."""
+"""Exported tasks answer for images; a server is to come.
+
+=====================  ==========================================================================
+``predictor``          one task of a store, or one exported folder: images in, labels out
+``exported_model``     where its ONNX model lies, and whether to trust it
+``onnx_session``       the one module of this side that imports ONNX Runtime
+``image_input``        what a caller may give as an image
+=====================  ==========================================================================
+
+``Predictor`` and ``Prediction`` can be imported from here; nothing is loaded before they are. No
+torch is, ever.
+"""
+
+from typing import TYPE_CHECKING
+
+__all__ = ["Prediction", "Predictor"]
+
+if TYPE_CHECKING:
+    from .predictor import Prediction, Predictor
+else:
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import predictor
+
+        return getattr(predictor, name)

@@ -113,7 +113,7 @@ def _decode(file: IO[bytes], formats: tuple[str, ...], *, where: str) -> Decoded
                     f"{where}: an image must have at most {MAX_PIXELS:,} pixels, "
                     f"got {image.width} x {image.height}. Scale it down."
                 )
-            return _to_rgb(image, where)
+            return to_rgb(image, where)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -127,7 +127,7 @@ def _decode(file: IO[bytes], formats: tuple[str, ...], *, where: str) -> Decoded
         ) from error
 
 
-def _to_rgb(image: Image.Image, where: str) -> DecodedImage:
+def to_rgb(image: Image.Image, where: str) -> DecodedImage:
     """RGB by the range of the mode; a mode without one is refused."""
     image.load()
     upright = ImageOps.exif_transpose(image)

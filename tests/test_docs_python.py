@@ -1,0 +1,88 @@
+"""The code blocks of docs/python.md, run in their order, each in the names of those before it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from glora_deploy.export.onnx_model.write import describe
+from glora_deploy.store.manifest_fields import PreprocessingRecord
+from glora_deploy.training import pipeline
+from tasks import make_images, make_task, use_small_backbone
+
+PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FASTAPI = [block for block in BLOCKS if "fastapi" in block]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What the blocks define; a task of colours and a small backbone stand in for the digits."""
+    found: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("docs"))
+        patch.setattr(pipeline, "load_task", lambda spec, seed: make_task())
+        use_small_backbone(patch)
+        make_images(1, seed=5, size=40).image(0).save("seven.png")  # red
+        for block in BLOCKS:
+            if block not in FASTAPI:
+                exec(block, found)
+        yield found
+
+
+def test_every_block_runs(names: dict[str, Any]) -> None:
+    assert len(BLOCKS) == 5
+    assert names["outcome"].artifact.task == "digits"
+    assert names["outcome"].n_parameters <= 50_000
+    assert names["exported"].report.passed
+    answer = names["answer"]
+    assert (answer.task, answer.version) == ("digits", "v1")
+    assert answer.delta_sha256 == names["outcome"].artifact.manifest.adapter.sha256
+    assert len(names["answers"]) == 3
+    assert names["answers"][0] == names["answers"][1]
+    assert names["labels"][names["logits"][0].argmax()] == answer.label
+
+
+def test_the_lines_for_fastapi_answer_over_http(names: dict[str, Any]) -> None:
+    for package in ("fastapi", "multipart", "httpx"):
+        pytest.importorskip(package, reason=f"{package} is not installed; the project needs none")
+    from fastapi.testclient import TestClient
+
+    (block,) = FASTAPI
+    exec(block, names)
+    client = TestClient(names["app"])
+    done = client.post("/predict", files={"image": Path("seven.png").read_bytes()})
+    assert done.status_code == 200
+    expected = names["predictor"].predict("seven.png")
+    assert done.json() == {
+        "top": [{"label": one.label, "probability": one.probability} for one in expected.top],
+        "task": "digits",
+        "version": "v1",
+        "delta_sha256": expected.delta_sha256,
+    }
+    refused = client.post("/predict", files={"image": b"no image"})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("image: must be a whole JPEG, PNG, WEBP image")
+
+
+def test_what_a_model_says_of_itself_is_documented(names: dict[str, Any]) -> None:
+    session: onnxruntime.InferenceSession = names["session"]
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape, image.type) == ("image", ["batch", 3, 32, 32], "tensor(float)")
+    assert (logits.name, logits.shape, logits.type) == ("logits", ["batch", 3], "tensor(float)")
+    section = PAGE.partition("## What an ONNX model says of itself")[2]
+    told = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    known = describe(task="a", version="b", labels=(), precision="fp32", preprocessing={})
+    assert names["about"].keys() == known.keys()
+    assert told == {"image", "logits", *known}
+    for field in PreprocessingRecord.model_fields:
+        assert f"`{field}`" in section

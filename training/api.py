@@ -1,0 +1,227 @@
+"""Training from Python: what the command line takes as options, taken as keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glora_deploy.backbones.input_size import HeightWidth, parse_size
+from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
+from glora_deploy.data.spec import with_splits
+from glora_deploy.errors import DataError
+from glora_deploy.glora.forms import LayerKind
+
+from .config import (
+    DEMO_LR,
+    Method,
+    RunConfig,
+    Schedule,
+    SearchConfig,
+    SettingError,
+    TrainConfig,
+    blamed_on,
+)
+
+if TYPE_CHECKING:  # they bring torch, which a wrong setting need not wait for
+    from .device import DeviceName
+    from .methods import Report
+    from .pipeline import Outcome
+
+
+def train(
+    task: str,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    skip_unreadable: bool = False,
+    allow_duplicates: bool = False,
+    allow_empty_classes: bool = False,
+    backbone: str | None = None,
+    checkpoint: Path | str | None = None,
+    input_size: int | HeightWidth | str | None = None,
+    store: Path | str = "artifacts",
+    version: str | None = None,
+    method: Method = "glora",
+    schedule: Schedule = "short",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    drop_path: float | None = None,
+    ranks: Sequence[int] | None = None,
+    layers: str | Sequence[LayerKind] = "linear",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    max_parameters: int | None = None,
+    population: int | None = None,
+    generations: int | None = None,
+    retrain: bool = False,
+    compare_lora: bool = False,
+    seed: int = 0,
+    device: DeviceName = "auto",
+    resume: bool = False,
+    restart: bool = False,
+    report: Report = lambda stage, done, total, note: None,
+    tell: Callable[[str], None] = lambda note: None,
+) -> list[Outcome]:
+    """Train a task on a frozen backbone and store its delta, as ``glora-train`` does.
+
+    Nothing is printed. An interrupted run that was asked for the same is gone on with.
+
+    Args:
+        task: Name under which the store keeps the task.
+        data: Built-in name, ``folder:PATH``, ``lists:PATH`` or ``vtab:PATH``; by default the
+            built-in task of the same name.
+        split: Where the splits come from, such as ``train=train,val=0.2,test=val``, if the names
+            of folders or lists do not say it.
+        skip_unreadable: Leave images out that cannot be read.
+        allow_duplicates: Train although one picture is in two splits.
+        allow_empty_classes: Train although a class has no training image.
+        backbone: Any timm model, or ``demo-vit``, the default of the built-in tasks.
+        checkpoint: Local weights of the backbone, or ``random:SEED``; its pretrained ones by
+            default.
+        input_size: Side in pixels, or height and width; the backbone's own by default.
+        store: Folder of the store; made if missing.
+        version: Name of the new version; v1, v2, ... by default.
+        method: ``glora``: supernet and search; ``lora``: one fixed subnet.
+        schedule: ``short`` is for minutes on a CPU, ``paper`` the published recipe.
+        epochs: The schedule's by default.
+        batch_size: Images per step; the schedule's by default.
+        lr: Peak learning rate; ``short`` takes 0.01 on demo-vit, else the schedule's.
+        drop_path: Of the deepest block; the schedule's by default.
+        ranks: On offer to lora paths; one with method lora.
+        layers: Kinds of layer to adapt: of linear, conv and affine.
+        include: Patterns of layer names to adapt; by default all, or with lora those called qkv.
+        exclude: Patterns of layers to leave alone.
+        max_parameters: Most numbers a subnet may store.
+        population: Subnets per generation.
+        generations: After the first, random one.
+        retrain: After the search, train again on train and val together.
+        compare_lora: Also train plain LoRA for the same time; stored as another version.
+        seed: Every draw of the run follows from it.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        resume: Fail unless there is an interrupted run to go on with.
+        restart: Discard an interrupted run of this task.
+        report: Called with a stage, how much of it is done, of how much, and a note.
+        tell: Called with a line that the user should know, about the request or the data.
+
+    Returns:
+        The stored deltas: the one asked for, which is now current, then LoRA's if compared.
+
+    Raises:
+        SettingError: If a setting cannot be meant, or would have no effect; a ``ValueError`` that
+            names the setting.
+        GloraDeployError: If backbone, data, store or weights are not as they must be, or another
+            process trains this task.
+        ValueError: If what would come out cannot be stored.
+    """
+    _require_data(task, data, backbone)
+    kinds = _kinds(layers)
+    searching = {
+        "population": population,
+        "generations": generations,
+        "max_parameters": max_parameters,
+    }
+    _require_effect(method, kinds, ranks, {**searching, "retrain": retrain or None})
+    changes = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "drop_path": drop_path,
+        "ranks": None if ranks is None else tuple(ranks),
+        "include": _patterns(include),
+        "exclude": _patterns(exclude),
+    }
+    if (lr, backbone or "demo-vit", schedule) == (None, "demo-vit", "short"):
+        changes["lr"] = DEMO_LR
+    training = TrainConfig.preset(schedule, kinds=kinds, **_given(changes))
+    if method == "lora" and ranks is None:
+        training = replace(training, ranks=(max(training.ranks),))
+    spec = data or task
+    if split is not None:
+        try:
+            spec = with_splits(spec, split)
+        except DataError as error:
+            raise SettingError(str(error), "split") from error
+    search = SearchConfig.preset(schedule, **_given(searching)) if method == "glora" else None
+    config = RunConfig(
+        task=task,
+        data=spec,
+        backbone=backbone or "demo-vit",
+        weights=None if checkpoint is None else str(checkpoint),
+        input_size=_size(input_size),
+        method=method,
+        train=training,
+        search=search,
+        seed=seed,
+        device=device,
+        version=version,
+        compare_lora=compare_lora,
+        retrain=retrain,
+        resume=resume,
+        restart=restart,
+        skip_unreadable=skip_unreadable,
+        allow_duplicates=allow_duplicates,
+        allow_empty_classes=allow_empty_classes,
+    )
+    from .pipeline import run
+
+    return run(config, Path(store), report, tell)
+
+
+def _require_data(task: str, data: str | None, backbone: str | None) -> None:
+    """Refuse a task without images, and images of one's own on a backbone that nobody chose."""
+    if data is None and task in BUILT_IN_TASKS:
+        return
+    if ":" not in (data or task) and data not in BUILT_IN_TASKS:
+        raise SettingError(
+            f"data must be one of {', '.join(BUILT_IN_TASKS)}, or be given as folder:PATH, "
+            f"lists:PATH or vtab:PATH, got {data or task!r}",
+            "data",
+        )
+    if backbone is None and data not in BUILT_IN_TASKS:
+        raise SettingError(
+            "backbone must be named for images of your own. To start with: "
+            "vit_small_patch14_dinov2.lvd142m or vit_base_patch16_224.orig_in21k; for a trial that "
+            "downloads nothing: demo-vit, a toy of 32x32 pixels",
+            "backbone",
+        )
+
+
+def _require_effect(
+    method: Method,
+    kinds: tuple[LayerKind, ...],
+    ranks: Sequence[int] | None,
+    searching: dict[str, Any],
+) -> None:
+    """Refuse settings that would be ignored."""
+    if method == "lora" and (given := _given(searching)):
+        names = " and ".join(given)
+        raise SettingError(f"{names}: no effect with method lora, which searches nothing", *given)
+    if ranks is not None and set(kinds) == {"affine"}:
+        raise SettingError("ranks: no effect on affine layers, which have no lora paths", "ranks")
+
+
+def _kinds(layers: str | Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    if isinstance(layers, str):
+        return tuple(layers.split(","))  # type: ignore[arg-type]  # TrainConfig checks them
+    return tuple(layers)
+
+
+def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(patterns, str):
+        return (patterns,)
+    return tuple(patterns) if patterns else None
+
+
+def _size(size: int | HeightWidth | str | None) -> HeightWidth | None:
+    if size is None:
+        return None
+    text = size if isinstance(size, str | int) else f"{size[0]}x{size[1]}"
+    with blamed_on("input_size"):
+        return parse_size(str(text))
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
