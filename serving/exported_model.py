@@ -24,7 +24,8 @@ from glora_deploy.errors import (
 )
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.precision import Precision
-from glora_deploy.store.artifact import MANIFEST, read_artifact, read_bytes
+from glora_deploy.record_file import read_bytes
+from glora_deploy.store.artifact import MANIFEST, read_artifact
 from glora_deploy.store.export_record import MODEL_FILE, WEIGHTS_FILE, ExportRecord
 from glora_deploy.store.folder_lock import OpenFolder
 from glora_deploy.store.manifest import MAX_MANIFEST_BYTES, Manifest

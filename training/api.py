@@ -26,7 +26,7 @@ from .config import (
 
 if TYPE_CHECKING:  # they bring torch, which a wrong setting need not wait for
     from .device import DeviceName
-    from .methods import Report
+    from .methods import OnProgress
     from .pipeline import Outcome
 
 
@@ -62,7 +62,7 @@ def train(
     device: DeviceName = "auto",
     resume: bool = False,
     restart: bool = False,
-    report: Report = lambda stage, done, total, note: None,
+    report: OnProgress = lambda stage, done, total, note: None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> list[Outcome]:
     """Train a task on a frozen backbone and store its delta, as ``glora-train`` does.

@@ -128,7 +128,15 @@ def _decode(file: IO[bytes], formats: tuple[str, ...], *, where: str) -> Decoded
 
 
 def to_rgb(image: Image.Image, where: str) -> DecodedImage:
-    """RGB by the range of the mode; a mode without one is refused."""
+    """An open image of Pillow's as its file is decoded: upright, in RGB by the range of its mode.
+
+    Args:
+        image: Of any mode; of an animation, the first frame. Not modified.
+        where: Named in errors.
+
+    Raises:
+        DataError: If the mode has no range that is known.
+    """
     image.load()
     upright = ImageOps.exif_transpose(image)
     # Pillow scales a PPM of more than 8 bits to 0..65535 and calls that mode I, like a few PNGs.
