@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import DataError
 from ..wording import count_of, printable, some_of
 from .file_images import draw_splits, file_images, reading_note
-from .image_folder import find_images, loose_images, require_text, visible_folders
+from .image_folder import (
+    find_images,
+    folders_with_images,
+    loose_images,
+    require_text,
+    visible_folders,
+)
 from .image_set import ImageSet, TaskData
 from .spec import TEST_SHARE, VAL_SHARE, DataSpec, Splits
 
@@ -20,6 +28,9 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 """What the folder of each split may be called, in any case."""
+
+MAX_WRAPPINGS = 8
+"""How many folders around the data are looked through for a hint."""
 
 
 def load_folder(spec: str, data: DataSpec, seed: int) -> TaskData:
@@ -35,7 +46,10 @@ def load_folder(spec: str, data: DataSpec, seed: int) -> TaskData:
     for folder in folders:
         if not (root / folder).is_dir():
             raise DataError(f"{spec}: split: {folder} must be a folder in {root}")
-    reader = _Reader(spec, root, _class_folders(spec, root, folders))
+    classes = _class_folders(spec, root, folders)
+    if len(classes) == 1 and folders_with_images(root / splits.train):
+        _refuse_single_class(spec, root, places, classes[0])
+    reader = _Reader(spec, root, classes)
     parts = {
         name: reader.read(folder, name)
         for name, folder in places.items()
@@ -75,6 +89,54 @@ def _shown(place: str) -> str:
     return "PATH itself" if place == "." else f"{printable(place)}/"
 
 
+def _refuse_single_class(
+    spec: str, root: Path, places: Mapping[str, str | float], name: str
+) -> NoReturn:
+    """Mostly the classes lie deeper, as archives are unpacked into a folder of their own."""
+    train = str(places["train"])
+    got = f"{spec}: a task must have at least 2 classes, got 1: {printable(name)}"
+    within = _within(root / train)
+    if within is None:
+        raise DataError(
+            f"{got}. {printable(str(root / train))} must hold one folder of images per class."
+        )
+    if train == ".":
+        raise DataError(f"{got}. The classes seem to lie deeper: give {_folder_spec(root, within)}")
+    deeper = {
+        split: (Path(place) / within).as_posix() if isinstance(place, str) else place
+        for split, place in places.items()
+    }
+    if all((root / place).is_dir() for place in deeper.values() if isinstance(place, str)):
+        offer = ",".join(f"{split}={place}" for split, place in deeper.items())
+        raise DataError(
+            f"{got}. The classes seem to lie deeper: --split {shlex.quote(printable(offer))}"
+        )
+    raise DataError(
+        f"{got}. The classes seem to lie deeper, in {printable(str(root / train / within))}: move "
+        f"them up to {printable(str(root / train))}."
+    )
+
+
+def _within(folder: Path) -> Path | None:
+    """The nearest folder below, relative, that holds splits or two classes; None if none does.
+
+    Only folders that hold all of the images are looked into.
+    """
+    within = Path()
+    for _ in range(MAX_WRAPPINGS):
+        names = folders_with_images(folder / within)
+        if len(names) > 1 or any(map(_split_of, names)):
+            return within if within.parts else None
+        if not names:
+            return None
+        within /= names[0]
+    return None
+
+
+def _folder_spec(root: Path, within: Path) -> str:
+    return shlex.quote(f"folder:{printable(str(root / within))}")
+
+
 def _recognise(spec: str, root: Path) -> Splits:
     """The splits that the names of the folders say, or the line that tells what is missing."""
     folders = visible_folders(root)
@@ -112,9 +174,17 @@ def _recognise(spec: str, root: Path) -> Splits:
 
 def _require_no_splits_within(spec: str, root: Path, folders: Sequence[str]) -> None:
     """Splits below each class would be mixed and drawn again without a word."""
+    if len(folders) == 1:
+        return  # no class, but a folder around the data, which is refused with its name
     for name in folders:
         below = [folder for folder in visible_folders(root / name) if _split_of(folder)]
         if len({_split_of(folder) for folder in below}) > 1:
+            if (within := _within(root)) is not None:
+                raise DataError(
+                    f"{spec}: PATH must hold the splits or the classes, got {some_of(folders)}, of "
+                    f"which {printable(name)}/ alone holds images, with {some_of(below)} in it. "
+                    f"Give {_folder_spec(root, within)}"
+                )
             raise DataError(
                 f"{spec}: splits must be above the classes, such as {below[0]}/{printable(name)}, "
                 f"got {printable(name)}/ with {some_of(below)} in it. Move them, or have all "

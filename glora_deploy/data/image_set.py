@@ -125,7 +125,10 @@ class TaskData:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise DataError(f"{self.spec}: a task must have at least 2 classes, got {self.classes}")
+            names = f": {printable(self.classes[0])}" if self.classes else ""
+            raise DataError(
+                f"{self.spec}: a task must have at least 2 classes, got {len(self.classes)}{names}"
+            )
         for split, images in self.splits():
             if not len(images):
                 raise DataError(f"{self.spec}: there must be {split} images, got none")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -141,6 +142,54 @@ def test_splits_below_the_classes_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"splits must be above the classes, such as Train/cat"):
         load(tmp_path)
     assert sum(sizes(load(tmp_path, "train=.,val=0.2,test=0.2"))) == 14
+
+
+@pytest.mark.parametrize("around", ["archive", "archive/my data", "a/b/c"])
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("Train", "Test"), ()])
+def test_a_folder_around_the_data_is_no_class(
+    tmp_path: Path, around: str, splits: tuple[str, ...]
+) -> None:
+    for split in splits or (".",):
+        write_classes(tmp_path / "kg" / around / split, {"a": 5, "b": 5})
+    (tmp_path / "kg" / around / "readme.txt").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"at least 2 classes, got 1: a\w*\. ") as caught:
+        load(tmp_path / "kg")
+    offered = shlex.split(str(caught.value).rpartition(": give ")[2])
+    assert offered == [f"folder:{tmp_path}/kg/{around}"]
+    task = load_task(offered[0], seed=0)
+    assert task.classes == ("a", "b")
+    assert len(every_id(task)) == 10 * len(splits or (".",))
+
+
+def test_a_folder_around_the_data_may_have_others_without_images_beside_it(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_classes(tmp_path / "archive" / split, {"a": 5, "b": 5})
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(DataError, match=rf"\. Give folder:{tmp_path}/archive$"):
+        load(tmp_path)
+
+
+def test_classes_below_one_folder_of_every_split_are_offered(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_classes(tmp_path / split / "images", {"a": 5, "b": 4})
+    with pytest.raises(DataError, match="at least 2 classes, got 1: images") as caught:
+        load(tmp_path)
+    offered = str(caught.value).rpartition("--split ")[2]
+    assert offered == "train=train/images,val=valid/images,test=test/images"
+    assert sizes(load(tmp_path, offered)) == (9, 9, 9)
+    (tmp_path / "test" / "images").rename(tmp_path / "test" / "pictures")
+    with pytest.raises(DataError, match=rf"lie deeper, in {tmp_path}/train/images: move them up"):
+        load(tmp_path)
+
+
+def test_images_without_class_folders_are_said_to_need_them(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_classes(tmp_path / split, {"images": 5})
+    with pytest.raises(
+        DataError,
+        match=rf"got 1: images\. {tmp_path}/train must hold one folder of images per class",
+    ):
+        load(tmp_path)
 
 
 def test_a_folder_within_a_class_may_be_called_test(tmp_path: Path) -> None:
