@@ -62,7 +62,7 @@ def load_folder(spec: str, data: DataSpec, seed: int) -> TaskData:
             f"in such a folder{reader.skipped_note()}"
         )
     if shares:
-        parts["train"], drawn = draw_splits(parts["train"], shares, seed)
+        parts["train"], drawn = draw_splits(spec, parts["train"], shares, seed)
         parts |= drawn
     parts = {name: parts[name] for name in places}
     origins = {

@@ -144,7 +144,8 @@ class TaskData:
                 named = [images.ids[places[split].index(place)] for place in shared]
                 raise DataError(
                     f"{self.spec}: {split} and {other} must share no image, "
-                    f"got {len(shared)} in both, such as {printable(min(named))}"
+                    f"got {len(shared):,} in both, such as {printable(min(named))}. Take what they "
+                    f"share out of one of the two."
                 )
 
     def splits(self) -> tuple[tuple[str, ImageSet], ...]:

@@ -61,7 +61,7 @@ def load_lists(spec: str, data: DataSpec, seed: int) -> TaskData:
     }
     shares = {name: share for name, share in places.items() if isinstance(share, float)}
     if shares:
-        parts["train"], drawn = draw_splits(parts["train"], shares, seed)
+        parts["train"], drawn = draw_splits(spec, parts["train"], shares, seed)
         parts |= drawn
     parts = {name: parts[name] for name in places}
     name = root.resolve().name

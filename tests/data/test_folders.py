@@ -321,3 +321,36 @@ def test_images_outside_of_class_folders_are_said_to_be_why_there_are_none(tmp_p
         write_image(tmp_path / split / "0.png")
     with pytest.raises(DataError, match=r"got no image in such a folder; skipped 2 files: train/0"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_images_to_draw_from_are_refused_with_what_is_enough(
+    tmp_path: Path, n: int
+) -> None:
+    write_classes(tmp_path, {"a": n, "b": 1})
+    noun = "1 image" if n == 1 else "2 images"
+    message = (
+        rf"there must be val images, got none: no class has more than {noun} to draw from, "
+        r"0\.2 for val and 0\.2 for test\. Put at least 3 in each, or say where such images are: "
+        r"--split train=TRAIN,val=VAL,test=TEST$"
+    )
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    assert sizes(load(tmp_path)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("split", "none_of", "least"),
+    [
+        ("train=.,val=0.05,test=0.2", "val", 11),
+        ("train=.,val=0.2,test=0.001", "test", 501),
+        ("train=.,val=0.5,test=0.49", "train", 100),
+    ],
+)
+def test_what_is_enough_to_draw_from_follows_from_the_shares(
+    tmp_path: Path, split: str, none_of: str, least: int
+) -> None:
+    write_classes(tmp_path, {"a": 4, "b": 4})
+    with pytest.raises(DataError, match=rf"be {none_of} images, got none.* at least {least} in"):
+        load(tmp_path, split)

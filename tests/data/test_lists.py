@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,34 @@ def test_a_line_that_repeats_an_image_is_told(tmp_path: Path) -> None:
     assert task.notes[1:] == (
         f"{tmp_path}/train.txt: 1 line with the image of an earlier one, which then counts again",
     )
+
+
+OVERSAMPLED = "".join(
+    f"c/{i}.png {i % 2}\n" + f"./c/{i}.png {i % 2}\n" * (2 * (i % 2)) for i in range(20)
+)
+"""Ten images of either class; those of class 1 stand in three lines each."""
+
+
+@pytest.mark.parametrize("split", [None, "train=train.txt,val=0.2,test=0.3"])
+def test_every_line_of_an_image_goes_to_the_split_that_the_image_is_drawn_for(
+    tmp_path: Path, split: str | None
+) -> None:
+    write_lists(tmp_path, LISTS | {"train.txt": OVERSAMPLED})
+    (tmp_path / "val.txt").unlink()
+    task = load_task(f"lists:{tmp_path}" + (f"?split={split}" if split else ""), seed=0)
+    files = {name: Counter(i.removeprefix("./") for i in s.ids) for name, s in task.splits()}
+    drawn = ("train", "val", "test") if split else ("train", "val")
+    for name in drawn:
+        assert set(files[name].values()) == {1, 3}
+    sizes = {name: len(files[name]) for name in drawn}  # images, of either class alike
+    assert sizes == ({"train": 10, "val": 4, "test": 6} if split else {"train": 16, "val": 4})
+    assert sum(sum(files[name].values()) for name in drawn) == 40
+    assert Counter(task.val.labels.tolist()) == {0: 2, 1: 6}
+
+
+def test_lists_that_share_an_image_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got 1 in both, .*\. Take what they share out of one of"):
+        load(tmp_path, val="a/0.png 0\na/0.png 0\nb/2.png 1\n")
 
 
 def test_the_hash_of_the_splits_takes_names_as_the_lists_spell_them(tmp_path: Path) -> None:
