@@ -68,7 +68,8 @@ def _too_few(split: str, labels: NDArray[np.int64], shares: Mapping[str, float])
     return (
         f"there must be {split} images, got none: no class has more than "
         f"{count_of(int(np.bincount(labels).max()), 'image')} to draw from, {drawn}. Put at least "
-        f"{_enough([*shares.values()]):,} in each, or say where such images are: --split train=TRAIN,{places}"
+        f"{_enough([*shares.values()]):,} in each, or say where such images are: --split "
+        f"train=TRAIN,{places}"
     )
 
 
