@@ -45,7 +45,10 @@ def load_folder(spec: str, data: DataSpec, seed: int) -> TaskData:
     folders = [place for place in places.values() if isinstance(place, str)]
     for folder in folders:
         if not (root / folder).is_dir():
-            raise DataError(f"{spec}: split: {folder} must be a folder in {root}")
+            there = some_of(visible_folders(root), 5) or "no folder"
+            raise DataError(
+                f"{spec}: split: {printable(folder)} must be a folder in {root}, which has {there}"
+            )
     classes = _class_folders(spec, root, folders)
     if len(classes) == 1 and folders_with_images(root / splits.train):
         _refuse_single_class(spec, root, places, classes[0])
@@ -154,14 +157,21 @@ def _recognise(spec: str, root: Path) -> Splits:
     if others and not (named["train"] and named["test"]):
         split_like = [name for found in named.values() for name in found]
         as_classes = f"--split train=.,val={VAL_SHARE},test={TEST_SHARE}"
-        splits = f"; as a split: {_offer(named)}" if named["train"] else ""
+        splits = ""
+        if named["train"] and len(folders_with_images(root / named["train"][0])) > 1:
+            splits = f"; as a split: {_offer(named)}"
         raise DataError(
             f"{spec}: {some_of(split_like)} beside {some_of(others)} must be clear: the first is "
             f"the name of a split, but the folder has no train and test that go with it. If every "
             f"folder is a class: {as_classes}{splits}"
         )
     if not named["train"]:
-        raise DataError(f"{spec}: there must be train images, got only {some_of(folders)}/")
+        best = (named["val"] or named["test"])[0]
+        raise DataError(
+            f"{spec}: there must be train images, got only {some_of(folders)}. Add a folder train, "
+            f"or say which of these trains: --split train={shlex.quote(printable(best))},"
+            f"val={VAL_SHARE},test={TEST_SHARE}"
+        )
     if not named["test"]:
         have = " and ".join(f"{name}/" for name in folders)
         raise DataError(

@@ -136,6 +136,26 @@ def test_an_unclear_layout_is_refused_with_the_way_out(
         assert offered in str(caught.value).partition("--split ")[2]
 
 
+@pytest.mark.parametrize("split_like", ["train", "val", "test", "dev"])
+def test_only_a_train_folder_of_classes_is_offered_as_a_split(
+    tmp_path: Path, split_like: str
+) -> None:
+    write_classes(tmp_path, {"bus": 5, "car": 5, split_like: 5})
+    with pytest.raises(DataError, match=f"{split_like} beside bus, car must be clear") as caught:
+        load(tmp_path)
+    (offered,) = str(caught.value).split("--split ")[1:]
+    assert load(tmp_path, offered).classes == tuple(sorted(("bus", "car", split_like)))
+
+
+def test_a_train_folder_of_classes_beside_others_is_offered_as_a_split_too(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"bus": 5, "train/a": 5, "train/b": 5})
+    with pytest.raises(DataError, match="train beside bus must be clear") as caught:
+        load(tmp_path)
+    _, as_classes, as_split = str(caught.value).split("--split ")
+    assert load(tmp_path, as_classes.partition(";")[0]).classes == ("bus", "train")
+    assert load(tmp_path, as_split).classes == ("a", "b")
+
+
 def test_splits_below_the_classes_are_not_mixed(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_classes(tmp_path / name, {"Train": 5, "test": 2})
@@ -220,7 +240,9 @@ def test_a_split_beside_the_classes_is_no_class(tmp_path: Path) -> None:
 
 def test_a_place_that_is_missing_is_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"a": 5, "b": 5})
-    with pytest.raises(DataError, match=rf"split: no must be a folder in {tmp_path}"):
+    with pytest.raises(
+        DataError, match=rf"split: no must be a folder in {tmp_path}, which has train$"
+    ):
         load(tmp_path, "train=train,val=0.2,test=no")
 
 

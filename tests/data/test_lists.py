@@ -7,7 +7,7 @@ import pytest
 
 from glora_deploy.data.load import TaskData, load_task
 from glora_deploy.errors import DataError
-from image_files import write_lists
+from image_files import write_classes, write_lists
 
 LISTS = {
     "train.txt": "a/0.png 0\na/1.png 0\nb/0.png 1\nb/1.png 1\n",
@@ -139,3 +139,16 @@ def test_a_missing_test_list_is_refused_with_the_way_out(tmp_path: Path) -> None
     task = load_task(f"lists:{tmp_path}?split={offered}", seed=0)
     assert task.test.ids == ("a/2.png", "b/2.png")
     assert (len(task.train), len(task.val)) == (8, 2)
+
+
+def test_lists_that_are_missing_are_named_with_those_that_are_there(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    message = (
+        rf"^lists:{tmp_path}: needs the lists train.txt, test.txt, got no train.txt, test.txt: "
+        rf"{tmp_path} has no list\. If .* one folder per class, try folder:{tmp_path}$"
+    )
+    with pytest.raises(DataError, match=message):
+        load_task(f"lists:{tmp_path}", seed=0)
+    write_lists(tmp_path, LISTS | {"classes.txt": "cat\ndog\n"})
+    with pytest.raises(DataError, match=r"got no nix: .* has test.txt, train.txt, val.txt\.$"):
+        load_task(f"lists:{tmp_path}?split=train=nix,val=0.2,test=test.txt", seed=0)
