@@ -174,9 +174,10 @@ def _skipped(data: TaskData, survey: _Survey, *, skip_unreadable: bool) -> dict[
         if skip_unreadable
         else "Mend or remove them, or leave them out with --skip-unreadable"
     )
+    reason = printable(str(survey.broken[0][1])).rstrip(".")  # it goes on in this sentence
     raise DataError(
         f"{data.spec}: every image must be readable, got {n:,} of {total:,} that are not: "
-        f"{printable(str(survey.broken[0][1]))}{also}. {way_out}."
+        f"{reason}{also}. {way_out}."
     )
 
 

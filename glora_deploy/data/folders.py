@@ -29,6 +29,12 @@ SPLIT_NAMES = {
 }
 """What the folder of each split may be called, in any case."""
 
+_CAMERA_SUFFIXES = (".heic", ".heif")
+_CONVERT_HEIC = (
+    "HEIC is not read, convert it, for instance with ImageMagick: magick mogrify -format jpg "
+    "FOLDER/*.heic"
+)
+
 MAX_WRAPPINGS = 8
 """How many folders around the data are looked through for a hint."""
 
@@ -269,4 +275,7 @@ class _Reader:
     def skipped_note(self) -> str:
         if not self.skipped:
             return ""
-        return f"; skipped {count_of(len(self.skipped), 'file')}: {some_of(self.skipped)}"
+        note = f"; skipped {count_of(len(self.skipped), 'file')}: {some_of(self.skipped)}"
+        if any(name.lower().endswith(_CAMERA_SUFFIXES) for name in self.skipped):
+            note += f"; {_CONVERT_HEIC}"
+        return note

@@ -61,6 +61,18 @@ def test_every_unreadable_image_is_named_at_once(tmp_path: Path) -> None:
         check(tmp_path)
 
 
+def test_the_reason_of_the_first_unreadable_image_goes_on_to_the_others(tmp_path: Path) -> None:
+    write_splits(tmp_path)
+    pixels = Image.fromarray(np.ones((4, 4), np.float32))
+    for name in ("0.tiff", "1.tiff"):
+        pixels.save(tmp_path / "train" / "b" / name)
+    with pytest.raises(DataError, match=r"with 8 or 16 bits; also train/b/1.tiff\. Mend or"):
+        check(tmp_path)
+    (tmp_path / "train/b/1.tiff").unlink()
+    with pytest.raises(DataError, match=r"with 8 or 16 bits\. Mend or"):
+        check(tmp_path)
+
+
 def test_unreadable_images_are_left_out_where_asked(tmp_path: Path) -> None:
     write_splits(tmp_path)
     for name in ("train/a/00.png", "train/b/03.png", "test/b/02.png"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -87,7 +88,8 @@ def test_how_a_folder_was_read_is_said_in_one_line(tmp_path: Path) -> None:
     assert load(tmp_path).notes == (
         f"folder:{tmp_path}: 2 classes, 8 train images (train/), 2 val images (drawn, 20%), "
         "2 test images (test/); not read: extra/; skipped 5 files: train/loose.png, "
-        "train/a/notes.txt, train/a/x.heic and 2 more",
+        "train/a/notes.txt, train/a/x.heic and 2 more; HEIC is not read, convert it, for instance "
+        "with ImageMagick: magick mogrify -format jpg FOLDER/*.heic",
     )
 
 
@@ -376,3 +378,19 @@ def test_what_is_enough_to_draw_from_follows_from_the_shares(
     write_classes(tmp_path, {"a": 4, "b": 4})
     with pytest.raises(DataError, match=rf"be {none_of} images, got none.* at least {least} in"):
         load(tmp_path, split)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".HEIC", ".heif"])
+def test_a_class_of_heic_files_alone_is_told_how_to_convert_them(
+    tmp_path: Path, suffix: str
+) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "c").mkdir()
+    for i in range(9):
+        (tmp_path / "c" / f"{i}{suffix}").write_bytes(b"x")
+    assert "; HEIC is not read, convert it, for instance with" in load(tmp_path).notes[0]
+    for name in ("a", "b"):
+        shutil.rmtree(tmp_path / name)
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"got no image in such a folder.*; HEIC is not read"):
+        load(tmp_path)
