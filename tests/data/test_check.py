@@ -73,6 +73,17 @@ def test_the_reason_of_the_first_unreadable_image_goes_on_to_the_others(tmp_path
         check(tmp_path)
 
 
+def test_folders_of_which_one_has_images_are_no_task(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_classes(tmp_path / split, {"images": 3, "labels": 0})
+        (tmp_path / split / "labels" / "0.txt").write_text("0 0.5 0.5 1 1")
+    message = (
+        r"none for 1 class of 2: labels\. Only images has any; a task needs 2 classes that have"
+    )
+    with pytest.raises(DataError, match=message):
+        check(tmp_path)
+
+
 def test_unreadable_images_are_left_out_where_asked(tmp_path: Path) -> None:
     write_splits(tmp_path)
     for name in ("train/a/00.png", "train/b/03.png", "test/b/02.png"):
