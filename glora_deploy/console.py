@@ -26,9 +26,10 @@ from rich.table import Table
 
 from .errors import GloraDeployError
 
-stdout = Console()
+# What is printed holds names that people gave: "[red]" and ":fish:" in them mean themselves.
+stdout = Console(markup=False, emoji=False)
 """For results."""
-stderr = Console(stderr=True)
+stderr = Console(stderr=True, markup=False, emoji=False)
 """For progress and notes."""
 
 INTERRUPTED = 130
@@ -107,13 +108,13 @@ def progress_bars(*, quiet: bool = False) -> Progress:
     Every task is added with a ``note``: ``bars.add_task("training", total=9, note="")``.
     """
     return _LazyProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=stderr,
         disable=quiet,
     )
@@ -123,9 +124,9 @@ def progress_line(*, quiet: bool = False) -> Progress:
     """A line on stderr for work of unknown length: description, time gone and ``note``."""
     return _LazyProgress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=stderr,
         disable=quiet,
     )

@@ -57,6 +57,10 @@ def first_problem(error: ValidationError) -> str:
 
 
 def short(value: object) -> str:
-    """Its repr, cut at 80 characters."""
+    """Its repr, cut to 80 characters; the quote or bracket that opens it is closed.
+
+    >>> short("x" * 100)[-8:]
+    "xxxx...'"
+    """
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"

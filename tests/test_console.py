@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from glora_deploy.console import (
     INTERRUPTED,
@@ -12,6 +14,9 @@ from glora_deploy.console import (
     one_line,
     one_line_errors,
     progress_bars,
+    progress_line,
+    stderr,
+    stdout,
     wrong_usage_of,
 )
 from glora_deploy.errors import DataError, StoreError
@@ -102,3 +107,28 @@ def test_numbers_are_aligned_right() -> None:
     rows = [("a", "7"), ("b", "1,234")]
     table = make_table("", ("task", "bytes"), rows, right=("bytes",))
     assert [column.justify for column in table.columns] == ["left", "right"]
+
+
+NAME = "[red]cat:fish:"
+
+
+@pytest.mark.parametrize("console", [stdout, stderr])
+def test_names_are_printed_as_they_are(
+    console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.print(f"folder:{NAME}: 2 classes", soft_wrap=True)
+    console.print(make_table(f"title {NAME}", (f"head {NAME}",), [(f"cell {NAME}",)]))
+    shown = "".join(capsys.readouterr())
+    for text in (f"folder:{NAME}: 2", f"title {NAME}", f"head {NAME}", f"cell {NAME}"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("display", [progress_bars, progress_line])
+def test_names_are_shown_as_they_are_beside_a_bar(
+    display: Callable[[], Progress], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with display() as bars:
+        bars.add_task(f"export {NAME}", total=3, note=f"note {NAME}")
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"export {NAME}" in shown
+    assert f"note {NAME}" in shown

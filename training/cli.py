@@ -251,8 +251,8 @@ class _Bars:
 
 
 def _tell(line: str) -> None:
-    """A line on stderr, above the bars; names of files are no markup."""
-    stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+    """A line on stderr, above the bars."""
+    stderr.print(line, highlight=False, soft_wrap=True)
 
 
 def _print(outcomes: list[Outcome], store: Path) -> None:

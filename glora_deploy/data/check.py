@@ -174,9 +174,10 @@ def _skipped(data: TaskData, survey: _Survey, *, skip_unreadable: bool) -> dict[
         if skip_unreadable
         else "Mend or remove them, or leave them out with --skip-unreadable"
     )
+    reason = printable(str(survey.broken[0][1])).rstrip(".")  # it goes on in this sentence
     raise DataError(
         f"{data.spec}: every image must be readable, got {n:,} of {total:,} that are not: "
-        f"{printable(str(survey.broken[0][1]))}{also}. {way_out}."
+        f"{reason}{also}. {way_out}."
     )
 
 
@@ -192,10 +193,14 @@ def _empty_classes(data: TaskData) -> tuple[str, ...]:
             "labels must count from 0, got no image with label 0: these seem to count from 1",
             "Subtract 1 from each, or give --allow-empty-classes if class 0 is to stay empty.",
         )
+    fix = "Add images, remove the class, or give --allow-empty-classes."
+    if len(empty) == data.n_classes - 1:
+        only = printable(data.classes[int(counts.argmax())])
+        fix = f"Only {only} has any; a task needs 2 classes that have. {fix}"
     return (
         f"every class must have training images, got none for {count_of(len(empty), 'class')} "
         f"of {data.n_classes:,}: {some_of(empty, 5)}",
-        "Add images, remove the class, or give --allow-empty-classes.",
+        fix,
     )
 
 

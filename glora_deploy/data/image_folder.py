@@ -80,6 +80,11 @@ def find_images(root: Path, below: str) -> Found:
     return found
 
 
+def folders_with_images(folder: Path) -> list[str]:
+    """Names of the subfolders, sorted, that hold an image at any depth; stops at the first one."""
+    return [name for name in visible_folders(folder) if _holds_image(folder / name)]
+
+
 def require_text(root: Path, names: Sequence[str]) -> None:
     """Names below a folder must be UTF-8: they are hashed, and kept with a delta.
 
@@ -128,6 +133,11 @@ def _walk(
                 yield path, "other"
             else:
                 yield from _walk(Path(entry.path), path, above | {identity})
+
+
+def _holds_image(folder: Path) -> bool:
+    above = frozenset(map(_identity, (folder, folder.parent)))
+    return any(kind == "image" for _, kind in _walk(folder, (), above))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

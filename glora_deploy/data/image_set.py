@@ -125,7 +125,10 @@ class TaskData:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise DataError(f"{self.spec}: a task must have at least 2 classes, got {self.classes}")
+            names = f": {printable(self.classes[0])}" if self.classes else ""
+            raise DataError(
+                f"{self.spec}: a task must have at least 2 classes, got {len(self.classes)}{names}"
+            )
         for split, images in self.splits():
             if not len(images):
                 raise DataError(f"{self.spec}: there must be {split} images, got none")
@@ -141,7 +144,8 @@ class TaskData:
                 named = [images.ids[places[split].index(place)] for place in shared]
                 raise DataError(
                     f"{self.spec}: {split} and {other} must share no image, "
-                    f"got {len(shared)} in both, such as {printable(min(named))}"
+                    f"got {len(shared):,} in both, such as {printable(min(named))}. Take what they "
+                    f"share out of one of the two."
                 )
 
     def splits(self) -> tuple[tuple[str, ImageSet], ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from ..wording import count_of, printable
+from ..wording import count_of, printable, some_of
 from .file_images import draw_splits, file_images, reading_note
 from .image_set import ImageSet, TaskData
 from .spec import VAL_SHARE, DataSpec, Splits
@@ -53,6 +53,7 @@ def load_lists(spec: str, data: DataSpec, seed: int) -> TaskData:
     # VTAB's val200 is part of the data set: drawing another in its place would go unnoticed.
     splits = _VTAB_SPLITS if data.kind == "vtab" else data.splits or _usual_lists(spec, root)
     places = {"train": splits.train, "val": splits.val, "test": splits.test}
+    _require_lists(spec, root, [place for place in places.values() if isinstance(place, str)])
     notes: list[str] = []
     parts = {
         name: _read_list(root, place, notes)
@@ -61,7 +62,7 @@ def load_lists(spec: str, data: DataSpec, seed: int) -> TaskData:
     }
     shares = {name: share for name, share in places.items() if isinstance(share, float)}
     if shares:
-        parts["train"], drawn = draw_splits(parts["train"], shares, seed)
+        parts["train"], drawn = draw_splits(spec, parts["train"], shares, seed)
         parts |= drawn
     parts = {name: parts[name] for name in places}
     name = root.resolve().name
@@ -80,6 +81,19 @@ def load_lists(spec: str, data: DataSpec, seed: int) -> TaskData:
         test=parts["test"],
         published=data.kind == "vtab",
         notes=(reading_note(spec, len(classes), parts, origins), *notes),
+    )
+
+
+def _require_lists(spec: str, root: Path, names: Sequence[str]) -> None:
+    """A list that is missing is named with those that are there."""
+    missing = [name for name in names if not (root / name).exists()]
+    if not missing:
+        return
+    there = sorted(path.name for path in root.glob("*.txt") if path.name != CLASSES_FILE)
+    fix = "" if there else f" If the images lie in one folder per class, try folder:{root}"
+    raise DataError(
+        f"{spec}: needs the lists {', '.join(map(printable, names))}, got no {some_of(missing)}: "
+        f"{printable(str(root))} has {some_of(there, 5) or 'no list'}.{printable(fix)}"
     )
 
 

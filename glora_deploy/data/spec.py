@@ -19,6 +19,7 @@ VAL_SHARE = 0.2
 TEST_SHARE = 0.2
 
 _SPLIT = "split="
+_NAMES = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,19 +49,30 @@ class Splits:
         """
         pairs = [part.partition("=")[::2] for part in text.split(",")]
         if sorted(name for name, _ in pairs) != ["test", "train", "val"]:
+            given = {"val": f"{VAL_SHARE}", "test": f"{TEST_SHARE}"} | dict(pairs)
+            example = ",".join(f"{name}={given.get(name) or name}" for name in _NAMES)
             raise DataError(
-                "split: must give train, val and test once each, such as "
-                f"train=train,val=0.2,test=val, got {text!r}"
+                f"split: must give train, val and test once each, got {text!r}. Give all three, "
+                f"such as {example}, where a number is a share of train to be drawn."
             )
         values = {name: _place_or_share(name, value) for name, value in pairs}
-        train, val, test = (values[name] for name in ("train", "val", "test"))
+        train, val, test = (values[name] for name in _NAMES)
         if isinstance(train, float):
-            raise DataError(f"split: train must be a folder or list, got the share {train}")
+            raise DataError(
+                f"split: train must be a folder or list, got the share {train}. Give the place to "
+                f"draw from, such as train=.,val={VAL_SHARE},test={TEST_SHARE} (. is PATH itself)."
+            )
         if sum(part for part in (val, test) if isinstance(part, float)) >= 1:
-            raise DataError(f"split: the shares must leave something for train, got {text!r}")
+            raise DataError(
+                f"split: the shares must leave something for train, got {text!r}. Give smaller "
+                f"ones, such as val={VAL_SHARE},test={TEST_SHARE}."
+            )
         places = [part for part in (train, val, test) if isinstance(part, str)]
         if len(set(places)) < len(places):
-            raise DataError(f"split: the three must be different places, got {text!r}")
+            raise DataError(
+                f"split: the three must be different places, got {text!r}. Where val or test has "
+                f"none of its own, give a share of train, such as val={VAL_SHARE}."
+            )
         return cls(train=train, val=val, test=test)
 
 
@@ -70,7 +82,10 @@ def _place_or_share(name: str, text: str) -> str | float:
     except ValueError:
         place = posixpath.normpath(text)
         if not text or place.startswith("/") or place.split("/")[0] == "..":
-            raise DataError(f"split: {name} must be a place below PATH, got {text!r}") from None
+            raise DataError(
+                f"split: {name} must be a place below PATH, got {text!r}. Write it as seen from "
+                "PATH, which is . itself."
+            ) from None
         return place
     if not 0 < share < 1:
         raise DataError(
@@ -105,7 +120,10 @@ class DataSpec:
         before, mark, options = path.rpartition("?")
         if mark and not _root(path).is_dir():
             if not options.startswith(_SPLIT):
-                raise DataError(f"{spec}: what follows ? must be split=..., got {options!r}")
+                raise DataError(
+                    f"{spec}: what follows ? must be split=..., got {options!r}. A ? in the name "
+                    "of a folder is taken as it is where the folder exists."
+                )
             path, splits = before, Splits.parse(unquote(options.removeprefix(_SPLIT)))
         try:
             path.encode()
@@ -114,8 +132,13 @@ class DataSpec:
                 f"data: PATH must be UTF-8, as it is kept with the delta, got {path!r}. Rename "
                 "the folder, or make a link to it."
             ) from None
+        if not path:
+            raise DataError(
+                f"{spec}: PATH must be a folder, got none. Give one, such as {kind}:pets; the "
+                f"current folder is {kind}:."
+            )
         root = _root(path)
-        if not path or not root.is_dir():
+        if not root.is_dir():
             raise DataError(f"{spec}: PATH must be a folder, got {str(root)!r}")
         if splits is not None and kind == "vtab":
             raise DataError(
@@ -140,9 +163,12 @@ def with_splits(spec: str, splits: str) -> str:
     """
     Splits.parse(splits)
     if spec.partition(":")[0] not in ("folder", "lists") or ":" not in spec:
-        raise DataError(f"split: goes with folder:PATH or lists:PATH, got {spec!r}")
+        raise DataError(
+            f"split: goes with folder:PATH or lists:PATH, got {spec!r}, which has splits of its "
+            "own. Leave it out."
+        )
     if f"?{_SPLIT}" in spec:
-        raise DataError(f"split: must be given once, {spec!r} has one already")
+        raise DataError(f"split: must be given once, {spec!r} has one already. Take one out.")
     for sign in "%?":
         splits = splits.replace(sign, f"%{ord(sign):02X}")
     return f"{spec}?{_SPLIT}{splits}"

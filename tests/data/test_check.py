@@ -61,6 +61,29 @@ def test_every_unreadable_image_is_named_at_once(tmp_path: Path) -> None:
         check(tmp_path)
 
 
+def test_the_reason_of_the_first_unreadable_image_goes_on_to_the_others(tmp_path: Path) -> None:
+    write_splits(tmp_path)
+    pixels = Image.fromarray(np.ones((4, 4), np.float32))
+    for name in ("0.tiff", "1.tiff"):
+        pixels.save(tmp_path / "train" / "b" / name)
+    with pytest.raises(DataError, match=r"with 8 or 16 bits; also train/b/1.tiff\. Mend or"):
+        check(tmp_path)
+    (tmp_path / "train/b/1.tiff").unlink()
+    with pytest.raises(DataError, match=r"with 8 or 16 bits\. Mend or"):
+        check(tmp_path)
+
+
+def test_folders_of_which_one_has_images_are_no_task(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_classes(tmp_path / split, {"images": 3, "labels": 0})
+        (tmp_path / split / "labels" / "0.txt").write_text("0 0.5 0.5 1 1")
+    message = (
+        r"none for 1 class of 2: labels\. Only images has any; a task needs 2 classes that have"
+    )
+    with pytest.raises(DataError, match=message):
+        check(tmp_path)
+
+
 def test_unreadable_images_are_left_out_where_asked(tmp_path: Path) -> None:
     write_splits(tmp_path)
     for name in ("train/a/00.png", "train/b/03.png", "test/b/02.png"):

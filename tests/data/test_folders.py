@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -86,7 +88,8 @@ def test_how_a_folder_was_read_is_said_in_one_line(tmp_path: Path) -> None:
     assert load(tmp_path).notes == (
         f"folder:{tmp_path}: 2 classes, 8 train images (train/), 2 val images (drawn, 20%), "
         "2 test images (test/); not read: extra/; skipped 5 files: train/loose.png, "
-        "train/a/notes.txt, train/a/x.heic and 2 more",
+        "train/a/notes.txt, train/a/x.heic and 2 more; HEIC is not read, convert it, for instance "
+        "with ImageMagick: magick mogrify -format jpg FOLDER/*.heic",
     )
 
 
@@ -135,12 +138,80 @@ def test_an_unclear_layout_is_refused_with_the_way_out(
         assert offered in str(caught.value).partition("--split ")[2]
 
 
+@pytest.mark.parametrize("split_like", ["train", "val", "test", "dev"])
+def test_only_a_train_folder_of_classes_is_offered_as_a_split(
+    tmp_path: Path, split_like: str
+) -> None:
+    write_classes(tmp_path, {"bus": 5, "car": 5, split_like: 5})
+    with pytest.raises(DataError, match=f"{split_like} beside bus, car must be clear") as caught:
+        load(tmp_path)
+    (offered,) = str(caught.value).split("--split ")[1:]
+    assert load(tmp_path, offered).classes == tuple(sorted(("bus", "car", split_like)))
+
+
+def test_a_train_folder_of_classes_beside_others_is_offered_as_a_split_too(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"bus": 5, "train/a": 5, "train/b": 5})
+    with pytest.raises(DataError, match="train beside bus must be clear") as caught:
+        load(tmp_path)
+    _, as_classes, as_split = str(caught.value).split("--split ")
+    assert load(tmp_path, as_classes.partition(";")[0]).classes == ("bus", "train")
+    assert load(tmp_path, as_split).classes == ("a", "b")
+
+
 def test_splits_below_the_classes_are_not_mixed(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_classes(tmp_path / name, {"Train": 5, "test": 2})
     with pytest.raises(DataError, match=r"splits must be above the classes, such as Train/cat"):
         load(tmp_path)
     assert sum(sizes(load(tmp_path, "train=.,val=0.2,test=0.2"))) == 14
+
+
+@pytest.mark.parametrize("around", ["archive", "archive/my data", "a/b/c"])
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("Train", "Test"), ()])
+def test_a_folder_around_the_data_is_no_class(
+    tmp_path: Path, around: str, splits: tuple[str, ...]
+) -> None:
+    for split in splits or (".",):
+        write_classes(tmp_path / "kg" / around / split, {"a": 5, "b": 5})
+    (tmp_path / "kg" / around / "readme.txt").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"at least 2 classes, got 1: a\w*\. ") as caught:
+        load(tmp_path / "kg")
+    offered = shlex.split(str(caught.value).rpartition(": give ")[2])
+    assert offered == [f"folder:{tmp_path}/kg/{around}"]
+    task = load_task(offered[0], seed=0)
+    assert task.classes == ("a", "b")
+    assert len(every_id(task)) == 10 * len(splits or (".",))
+
+
+def test_a_folder_around_the_data_may_have_others_without_images_beside_it(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_classes(tmp_path / "archive" / split, {"a": 5, "b": 5})
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(DataError, match=rf"\. Give folder:{tmp_path}/archive$"):
+        load(tmp_path)
+
+
+def test_classes_below_one_folder_of_every_split_are_offered(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_classes(tmp_path / split / "images", {"a": 5, "b": 4})
+    with pytest.raises(DataError, match="at least 2 classes, got 1: images") as caught:
+        load(tmp_path)
+    offered = str(caught.value).rpartition("--split ")[2]
+    assert offered == "train=train/images,val=valid/images,test=test/images"
+    assert sizes(load(tmp_path, offered)) == (9, 9, 9)
+    (tmp_path / "test" / "images").rename(tmp_path / "test" / "pictures")
+    with pytest.raises(DataError, match=rf"lie deeper, in {tmp_path}/train/images: move them up"):
+        load(tmp_path)
+
+
+def test_images_without_class_folders_are_said_to_need_them(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_classes(tmp_path / split, {"images": 5})
+    with pytest.raises(
+        DataError,
+        match=rf"got 1: images\. {tmp_path}/train must hold one folder of images per class",
+    ):
+        load(tmp_path)
 
 
 def test_a_folder_within_a_class_may_be_called_test(tmp_path: Path) -> None:
@@ -171,7 +242,9 @@ def test_a_split_beside_the_classes_is_no_class(tmp_path: Path) -> None:
 
 def test_a_place_that_is_missing_is_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"a": 5, "b": 5})
-    with pytest.raises(DataError, match=rf"split: no must be a folder in {tmp_path}"):
+    with pytest.raises(
+        DataError, match=rf"split: no must be a folder in {tmp_path}, which has train$"
+    ):
         load(tmp_path, "train=train,val=0.2,test=no")
 
 
@@ -271,4 +344,53 @@ def test_images_outside_of_class_folders_are_said_to_be_why_there_are_none(tmp_p
     for split in ("train", "test"):
         write_image(tmp_path / split / "0.png")
     with pytest.raises(DataError, match=r"got no image in such a folder; skipped 2 files: train/0"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_images_to_draw_from_are_refused_with_what_is_enough(
+    tmp_path: Path, n: int
+) -> None:
+    write_classes(tmp_path, {"a": n, "b": 1})
+    noun = "1 image" if n == 1 else "2 images"
+    message = (
+        rf"there must be val images, got none: no class has more than {noun} to draw from, "
+        r"0\.2 for val and 0\.2 for test\. Put at least 3 in each, or say where such images are: "
+        r"--split train=TRAIN,val=VAL,test=TEST$"
+    )
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    assert sizes(load(tmp_path)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("split", "none_of", "least"),
+    [
+        ("train=.,val=0.05,test=0.2", "val", 11),
+        ("train=.,val=0.2,test=0.001", "test", 501),
+        ("train=.,val=0.5,test=0.49", "train", 100),
+    ],
+)
+def test_what_is_enough_to_draw_from_follows_from_the_shares(
+    tmp_path: Path, split: str, none_of: str, least: int
+) -> None:
+    write_classes(tmp_path, {"a": 4, "b": 4})
+    with pytest.raises(DataError, match=rf"be {none_of} images, got none.* at least {least} in"):
+        load(tmp_path, split)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".HEIC", ".heif"])
+def test_a_class_of_heic_files_alone_is_told_how_to_convert_them(
+    tmp_path: Path, suffix: str
+) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "c").mkdir()
+    for i in range(9):
+        (tmp_path / "c" / f"{i}{suffix}").write_bytes(b"x")
+    assert "; HEIC is not read, convert it, for instance with" in load(tmp_path).notes[0]
+    for name in ("a", "b"):
+        shutil.rmtree(tmp_path / name)
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"got no image in such a folder.*; HEIC is not read"):
         load(tmp_path)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from glora_deploy.data.load import TaskData, load_task
 from glora_deploy.errors import DataError
-from image_files import write_lists
+from image_files import write_classes, write_lists
 
 LISTS = {
     "train.txt": "a/0.png 0\na/1.png 0\nb/0.png 1\nb/1.png 1\n",
@@ -65,6 +66,34 @@ def test_a_line_that_repeats_an_image_is_told(tmp_path: Path) -> None:
     )
 
 
+OVERSAMPLED = "".join(
+    f"c/{i}.png {i % 2}\n" + f"./c/{i}.png {i % 2}\n" * (2 * (i % 2)) for i in range(20)
+)
+"""Ten images of either class; those of class 1 stand in three lines each."""
+
+
+@pytest.mark.parametrize("split", [None, "train=train.txt,val=0.2,test=0.3"])
+def test_every_line_of_an_image_goes_to_the_split_that_the_image_is_drawn_for(
+    tmp_path: Path, split: str | None
+) -> None:
+    write_lists(tmp_path, LISTS | {"train.txt": OVERSAMPLED})
+    (tmp_path / "val.txt").unlink()
+    task = load_task(f"lists:{tmp_path}" + (f"?split={split}" if split else ""), seed=0)
+    files = {name: Counter(i.removeprefix("./") for i in s.ids) for name, s in task.splits()}
+    drawn = ("train", "val", "test") if split else ("train", "val")
+    for name in drawn:
+        assert set(files[name].values()) == {1, 3}
+    sizes = {name: len(files[name]) for name in drawn}  # images, of either class alike
+    assert sizes == ({"train": 10, "val": 4, "test": 6} if split else {"train": 16, "val": 4})
+    assert sum(sum(files[name].values()) for name in drawn) == 40
+    assert Counter(task.val.labels.tolist()) == {0: 2, 1: 6}
+
+
+def test_lists_that_share_an_image_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got 1 in both, .*\. Take what they share out of one of"):
+        load(tmp_path, val="a/0.png 0\na/0.png 0\nb/2.png 1\n")
+
+
 def test_the_hash_of_the_splits_takes_names_as_the_lists_spell_them(tmp_path: Path) -> None:
     plain = load(tmp_path / "x")
     dotted = load(tmp_path / "y", train=LISTS["train.txt"].replace("a/", "./a/"))
@@ -110,3 +139,16 @@ def test_a_missing_test_list_is_refused_with_the_way_out(tmp_path: Path) -> None
     task = load_task(f"lists:{tmp_path}?split={offered}", seed=0)
     assert task.test.ids == ("a/2.png", "b/2.png")
     assert (len(task.train), len(task.val)) == (8, 2)
+
+
+def test_lists_that_are_missing_are_named_with_those_that_are_there(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    message = (
+        rf"^lists:{tmp_path}: needs the lists train.txt, test.txt, got no train.txt, test.txt: "
+        rf"{tmp_path} has no list\. If .* one folder per class, try folder:{tmp_path}$"
+    )
+    with pytest.raises(DataError, match=message):
+        load_task(f"lists:{tmp_path}", seed=0)
+    write_lists(tmp_path, LISTS | {"classes.txt": "cat\ndog\n"})
+    with pytest.raises(DataError, match=r"got no nix: .* has test.txt, train.txt, val.txt\.$"):
+        load_task(f"lists:{tmp_path}?split=train=nix,val=0.2,test=test.txt", seed=0)

@@ -115,7 +115,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"only": 10})
-    with pytest.raises(DataError, match=r"at least 2 classes, got \('only',\)"):
+    with pytest.raises(DataError, match=r"2 classes, got 1: only\. .* must hold one folder"):
         load_task(f"folder:{tmp_path}", seed=0)
 
 
@@ -145,7 +145,7 @@ def test_an_unknown_task_is_refused_with_what_there_is(spec: str) -> None:
 
 
 def test_an_empty_path_is_not_the_current_folder() -> None:
-    with pytest.raises(DataError, match=r"^folder:: PATH must be a folder"):
+    with pytest.raises(DataError, match=r"^folder:: PATH must be .* got none\..* folder:\.$"):
         load_task("folder:", seed=0)
 
 
@@ -171,7 +171,7 @@ def test_vtab_lists_are_read_with_the_known_class_count(tmp_path: Path) -> None:
 
 def test_vtab_without_its_val_list_is_refused(tmp_path: Path) -> None:
     write_lists(tmp_path, {"train800.txt": "a.jpg 0\nb.jpg 1", "test.txt": "c.jpg 0"})
-    with pytest.raises(DataError, match=rf"^{tmp_path}/val200.txt: must be a readable"):
+    with pytest.raises(DataError, match=r"needs the lists .*, got no val200.txt: .* has test"):
         load_task(f"vtab:{tmp_path}", seed=0)
 
 

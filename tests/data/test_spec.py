@@ -63,6 +63,24 @@ def test_a_malformed_choice_of_splits_is_refused(tmp_path: Path, text: str, mess
         DataSpec.parse(f"folder:{tmp_path}?split={text}")
 
 
+@pytest.mark.parametrize(
+    ("text", "example"),
+    [
+        ("train=nix", "train=nix,val=0.2,test=0.2"),
+        ("val=0.3,test=b", "train=train,val=0.3,test=b"),
+        ("train", "train=train,val=0.2,test=0.2"),
+        ("0.2", "train=train,val=0.2,test=0.2"),
+        ("train=a,train=b", "train=b,val=0.2,test=0.2"),
+    ],
+)
+def test_what_a_choice_of_splits_lacks_is_filled_in(text: str, example: str) -> None:
+    with pytest.raises(DataError, match=r"Give all three, such as \S+, where a number") as caught:
+        Splits.parse(text)
+    offered = str(caught.value).partition("such as ")[2].partition(", where")[0]
+    assert offered == example
+    Splits.parse(offered)
+
+
 @pytest.mark.parametrize("spec", ["digits", "vtab:/tmp", "folder"])
 def test_splits_go_with_folders_and_lists_only(spec: str) -> None:
     with pytest.raises(DataError, match=r"goes with folder:PATH or lists:PATH, got"):

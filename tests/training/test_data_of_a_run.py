@@ -131,7 +131,7 @@ def glora_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_the_command_line_takes_every_choice_and_tells_how_the_data_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pets = tmp_path / "[red]pets"
+    pets = tmp_path / "[red]pets:fish:"
     write_classes(pets / "train", {"cat": 10, "dog": 10, "empty": 0})
     write_classes(pets / "val", {"cat": 5, "dog": 5})
     shutil.copy(pets / "train/cat/00.png", pets / "val/cat/copy.png")
