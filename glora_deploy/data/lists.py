@@ -89,7 +89,7 @@ def _require_lists(spec: str, root: Path, names: Sequence[str]) -> None:
     missing = [name for name in names if not (root / name).exists()]
     if not missing:
         return
-    there = sorted(path.name for path in root.glob("*.txt") if path.name != CLASSES_FILE)
+    there = sorted(path.name for path in root.glob("*.txt") if path.name != _CLASSES_FILE)
     fix = "" if there else f" If the images lie in one folder per class, try folder:{root}"
     raise DataError(
         f"{spec}: needs the lists {', '.join(map(printable, names))}, got no {some_of(missing)}: "
