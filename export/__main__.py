@@ -1,5 +1,22 @@
-"""``python -m glora_deploy.export``."""
+"""``python -m glora_deploy.export``, and the script: Ctrl-C is one line from the start."""
 
-from .cli.commands import main
+from __future__ import annotations
 
-main()
+from collections.abc import Callable
+
+from glora_deploy.interrupt import run_program
+
+
+def main() -> None:
+    """Entry point of ``glora-export``."""
+    run_program(_load)
+
+
+def _load() -> Callable[[], None]:
+    from .cli.commands import main
+
+    return main
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``data``             images in, labelled splits and network inputs out
 ``parity``           do two stages compute the same; ``machine`` where that was measured
 ``cli``              the program ``glora``; ``console``, ``quiet`` what every program shares
+``interrupt``        Ctrl-C while a program is still loading
 ``errors``           what can go wrong in the world, as one tree
 ``precision``        fp32, fp16, bf16
 ``record_file``      JSON files read as typed records; ``strict_record`` what those obey

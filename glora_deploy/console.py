@@ -25,15 +25,13 @@ from rich.progress import (
 from rich.table import Table
 
 from .errors import GloraDeployError
+from .interrupt import INTERRUPTED
 
 # What is printed holds names that people gave: "[red]" and ":fish:" in them mean themselves.
 stdout = Console(markup=False, emoji=False)
 """For results."""
 stderr = Console(stderr=True, markup=False, emoji=False)
 """For progress and notes."""
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells report it: 128 + SIGINT."""
 
 
 @contextmanager

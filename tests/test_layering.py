@@ -19,7 +19,7 @@ PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 CORE = "glora_deploy"
 SIDES = {package.removeprefix(f"{CORE}.") for package in FOLDERS if package.count(".") == 1}
-FRONT_DOOR = PROJECT["project"]["scripts"]["glora"].partition(":")[0]
+FRONT_DOOR = f"{CORE}.cli"
 """The one module of the core that may import the sides, though not before a command is called."""
 
 TORCH_FREE = (

@@ -1,5 +1,22 @@
-"""``python -m glora_deploy.training``."""
+"""``python -m glora_deploy.training``, and the script: Ctrl-C is one line from the start."""
 
-from .cli import main
+from __future__ import annotations
 
-main()
+from collections.abc import Callable
+
+from glora_deploy.interrupt import run_program
+
+
+def main() -> None:
+    """Entry point of ``glora-train``."""
+    run_program(_load)
+
+
+def _load() -> Callable[[], None]:
+    from .cli import main
+
+    return main
+
+
+if __name__ == "__main__":
+    main()

@@ -59,6 +59,10 @@ class Checkpoint:
         if not self.path.exists():
             return 0, 0.0
         state, tensors = self._read()
+        for name, parameter in parameters.items():
+            value = tensors.get(f"value/{name}")
+            if value is None or value.shape != parameter.shape:
+                raise self._unreadable(f"it does not fit {name}")
         moments: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
             for index, (name, parameter) in enumerate(parameters.items()):
@@ -102,6 +106,9 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 yield file
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{self.path}: the checkpoint cannot be read ({error}). Start anew with --restart."
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, reason: object) -> ArtifactError:
+        return ArtifactError(
+            f"{self.path}: the checkpoint cannot be read ({reason}). Start anew with --restart."
+        )

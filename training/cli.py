@@ -21,6 +21,7 @@ from glora_deploy.glora.forms import LayerKind
 from .config import Method, RunConfig, Schedule
 from .device import DeviceName
 from .options import (
+    choice,
     data_spec,
     parse_count,
     parsed,
@@ -112,13 +113,18 @@ def train(
         str | None, typer.Option(help="Name of the new version; v1, v2, ... by default.")
     ] = None,
     method: Annotated[
-        Method, typer.Option(help="glora: supernet and search. lora: one fixed subnet.")
+        Method,
+        choice(
+            Method,
+            help="glora: supernet and search. lora: one fixed subnet.",
+        ),
     ] = "glora",
     schedule: Annotated[
         Schedule,
-        typer.Option(
+        choice(
+            Schedule,
             help="short: for minutes on a CPU. paper: the published recipe, 500 epochs and a "
-            "search of 1,050 subnets."
+            "search of 1,050 subnets.",
         ),
     ] = "short",
     epochs: Annotated[int | None, typer.Option(help="Epochs; the schedule's by default.")] = None,
@@ -166,7 +172,11 @@ def train(
     ] = False,
     seed: Annotated[int, typer.Option(help="Every draw of the run follows from it.")] = 0,
     device: Annotated[
-        DeviceName, typer.Option(help="Where to compute; auto takes CUDA where there is one.")
+        DeviceName,
+        choice(
+            DeviceName,
+            help="Where to compute; auto takes CUDA where there is one.",
+        ),
     ] = "auto",
     resume: Annotated[
         bool,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from glora_deploy.backbones.input_size import HeightWidth
+from glora_deploy.data.spec import Kind
 from glora_deploy.glora.forms import LayerKind
 from glora_deploy.store.manifest_fields import slug_problem
 
@@ -54,12 +55,26 @@ def blamed_on(*settings: str) -> Iterator[None]:
 
 def _require(field: str, rule: str, value: object, *, holds: bool) -> None:
     if not holds:
-        raise SettingError(f"{field} must {rule}, got {value}", field)
+        got = _listed(value) if isinstance(value, tuple) else value
+        raise SettingError(f"{field} must {rule}, got {got}", field)
+
+
+def _listed(values: Iterable[object]) -> str:
+    """Values as people list them; one that is empty shows as such."""
+    return ", ".join(str(value) or "''" for value in values) or "none"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the bytes of a name that is no text
+        return False
+    return True
 
 
 def _require_schedule(schedule: str) -> None:
     names = get_args(Schedule)
-    _require("schedule", f"be one of {names}", repr(schedule), holds=schedule in names)
+    _require("schedule", f"be one of {_listed(names)}", repr(schedule), holds=schedule in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +146,7 @@ class TrainConfig:
         _require("ranks", f"be at most {MAX_RANK}", self.ranks, holds=max(self.ranks) <= MAX_RANK)
         _require(
             "kinds",
-            f"be one or more of {get_args(LayerKind)}",
+            f"be one or more of {_listed(get_args(LayerKind))}",
             self.kinds,
             holds=bool(self.kinds) and set(self.kinds) <= set(get_args(LayerKind)),
         )
@@ -184,7 +199,7 @@ class TrainConfig:
         kinds = tuple(kind for kind in self.kinds if kind != "affine")
         if not kinds:
             raise SettingError(
-                f"LoRA needs a linear or conv layer, got kinds {self.kinds}", "kinds"
+                f"LoRA needs a linear or conv layer, got {_listed(self.kinds)}", "kinds"
             )
         return replace(self, ranks=(max(self.ranks),), kinds=kinds)
 
@@ -331,29 +346,43 @@ class RunConfig:
             raise SettingError(f"version {problem}", "version")
         _require(
             "method",
-            f"be one of {get_args(Method)}",
+            f"be one of {_listed(get_args(Method))}",
             repr(self.method),
             holds=self.method in get_args(Method),
+        )
+        kind, colon, _ = self.data.partition(":")
+        _require(
+            "data",
+            f"be {', '.join(f'{kind}:PATH' for kind in get_args(Kind))} or the name of a built-in "
+            "task",
+            repr(self.data),
+            holds=not colon or kind in get_args(Kind),
+        )
+        _require(
+            "data",
+            "be UTF-8, as it is kept with the delta. Rename the folder, or make a link to it",
+            repr(self.data),
+            holds=_is_utf8(self.data),
         )
         _require("seed", "be in [0, 2**64)", self.seed, holds=0 <= self.seed < 2**64)
         _require(
             "compare_lora",
-            "go with method glora",
+            "go with --method glora",
             self.method,
             holds=not self.compare_lora or self.method == "glora",
         )
         _require(
             "retrain",
-            "go with method glora",
+            "go with --method glora",
             self.method,
             holds=not self.retrain or self.method == "glora",
         )
         if self.method == "lora":
             ranks = self.train.ranks
-            _require("ranks", "be one for method lora", ranks, holds=len(ranks) == 1)
+            _require("ranks", "be one for --method lora", ranks, holds=len(ranks) == 1)
             _require(
                 "kinds",
-                "be linear or conv for method lora, affine layers have no low rank",
+                "be linear or conv for --method lora, affine layers have no low rank",
                 self.train.kinds,
                 holds="affine" not in self.train.kinds,
             )

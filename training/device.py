@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
         ValueError: If the name is unknown, or there is no CUDA device and one was asked for.
     """
     if name not in get_args(DeviceName):
-        raise ValueError(f"device must be one of {get_args(DeviceName)}, got {name!r}")
+        raise ValueError(f"device must be one of {', '.join(get_args(DeviceName))}, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda must be available, torch finds none. Use --device cpu.")
     if name == "auto":

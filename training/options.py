@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import typer
 
@@ -29,8 +29,28 @@ def wrong_settings() -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        options = [_OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in error.settings]
-        raise typer.BadParameter(one_line(error), param_hint=" / ".join(options)) from error
+        said = one_line(error)
+        for name in error.settings:
+            if _option(name) != f"--{name}":  # a name that the user never gave
+                said = re.sub(rf"\b{name}(?= must )", _option(name), said)
+        hint = " / ".join(map(_option, error.settings))
+        raise typer.BadParameter(said, param_hint=hint) from error
+
+
+def _option(setting: str) -> str:
+    return _OPTIONS.get(setting, f"--{setting.replace('_', '-')}")
+
+
+def choice(choices: Any, help: str) -> Any:
+    """An option that takes one of the words of a Literal, and refuses others as all options do."""
+    words = get_args(choices)
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise typer.BadParameter(f"must be one of {', '.join(words)}, got {text!r}")
+        return text
+
+    return typer.Option(parser=parse, metavar=f"[{'|'.join(words)}]", help=help)
 
 
 def require_data(task: str, data: str | None, backbone: str | None) -> None:

@@ -28,7 +28,7 @@ from .evaluate import accuracies
 from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
 from .record import draft_of, require_storable, tensors_of
-from .run_folder import RunFolder, open_run, require_startable
+from .run_folder import RunFolder, open_run, require_startable, require_writable
 from .supernet import require_layers
 
 COSTLY_RATIO = 4
@@ -85,11 +85,15 @@ def run(
     """
     _require_new_version(config, root)
     device = choose_device(config.device)
-    asked = _request(config)
-    require_startable(root, config.task, asked, resume=config.resume, restart=config.restart)
-    _require_backbone(config, tell)
+    require_writable(root)
+    notes = _require_backbone(config)
     data = load_task(config.data, seed=config.seed)
     _require_batch(config, len(data.train))
+    # After the request itself: what is wrong with that is no matter of an unfinished run.
+    asked = _request(config)
+    require_startable(root, config.task, asked, resume=config.resume, restart=config.restart)
+    for note in notes:
+        tell(note)
     backbone = load_backbone(
         config.backbone, checkpoint=config.weights, input_size=config.input_size
     )
@@ -118,6 +122,8 @@ def run(
         )
         job = Job(config, backbone, data, train, val, device, folder, report)
         trained = _train(job)
+        if note := _nothing_adapted(job, trained[0]):
+            tell(note)
         tested = _test(job, trained)
         outcomes = _store(job, store, trained, tested, checked.skipped)
         folder.remove()
@@ -148,10 +154,25 @@ def _train(job: Job) -> list[Trained]:
         if config.compare_lora:
             trained.append(train_lora(job, trained[0].train_s + trained[0].search_s))
     except NonFiniteError as error:
-        if not job.folder.epochs:
-            raise
-        raise NonFiniteError(f"{error} Its epochs are kept: add --restart.") from error
+        # What a run has kept would lead it to the same end.
+        restart = ", and add --restart" if job.folder.keeps_epochs else ""
+        raise NonFiniteError(
+            f"{one_line(error).rstrip('.')}. The training has diverged: lower --lr{restart}."
+        ) from error
     return trained
+
+
+def _nothing_adapted(job: Job, trained: Trained) -> str:
+    """A word on a subnet without any support; nothing if there is one."""
+    if _n_parameters(trained):
+        return ""
+    limit = job.search.max_parameters if job.config.search else None
+    asked = "" if limit is None else f" with at most {limit:,} parameters"
+    return f"the best subnet{asked} adapts no layer: only the classifier is trained"
+
+
+def _n_parameters(trained: Trained) -> int:
+    return trained.subnet.n_parameters(trained.supernet.space.shapes)
 
 
 def _test(job: Job, trained: list[Trained]) -> list[float]:
@@ -197,8 +218,12 @@ def _request(config: RunConfig) -> dict[str, Any]:
     return {**asked, **train, **search}
 
 
-def _require_backbone(config: RunConfig, tell: Callable[[str], None]) -> None:
-    """Check what can be known of the backbone before its weights are read or fetched."""
+def _require_backbone(config: RunConfig) -> list[str]:
+    """Check what can be known of the backbone before its weights are read or fetched.
+
+    Returns:
+        What a user should know of it.
+    """
     with blamed_on("backbone"):
         own = outline(config.backbone)
     with blamed_on("input_size"):
@@ -209,8 +234,7 @@ def _require_backbone(config: RunConfig, tell: Callable[[str], None]) -> None:
     require_layers(sized, config.train, method=config.method)
     if config.compare_lora:
         require_layers(sized, config.train.for_lora(), method="lora", strict=False)
-    for note in _notes(config, own.preprocessing.size, sized.preprocessing.size):
-        tell(note)
+    return list(_notes(config, own.preprocessing.size, sized.preprocessing.size))
 
 
 def _notes(config: RunConfig, own: HeightWidth, size: HeightWidth) -> Iterator[str]:
@@ -299,7 +323,7 @@ def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outc
     return Outcome(
         artifact,
         trained.method,
-        trained.subnet.n_parameters(trained.supernet.space.shapes),
+        _n_parameters(trained),
         trained.val_accuracy,
         test_accuracy,
         trained.train_s,

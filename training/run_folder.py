@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from .run_lock import LOCK, hold, require_not_held
 
 IDENTITY = "run"
 """Name of the value that says what was asked for; removed last of all."""
+
+
+MEASURED = {"splits": "the images", "backbone fingerprint": "the weights of the backbone"}
+"""Values of the identity that nobody chose: digests, which say nothing to people."""
 
 
 class RunFolder:
@@ -43,12 +48,21 @@ class RunFolder:
 
     @property
     def epochs(self) -> int:
-        """How many epochs its checkpoints hold; those that cannot be read hold none."""
-        total = 0
-        for path in self.path.glob("*.safetensors"):
-            with suppress(ArtifactError):
-                total += Checkpoint(path, self._scratch).epoch
-        return total
+        """How many epochs its checkpoints hold.
+
+        Raises:
+            ArtifactError: If one of them cannot be read.
+        """
+        paths = sorted(self.path.glob("*.safetensors"))
+        return sum(Checkpoint(path, self._scratch).epoch for path in paths)
+
+    @property
+    def keeps_epochs(self) -> bool:
+        """Whether epochs would be lost with it; those that cannot be read just now may be whole."""
+        try:
+            return self.epochs > 0
+        except ArtifactError:
+            return True
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
         """A JSON value, made at most once per run."""
@@ -125,9 +139,28 @@ def open_run(
         try:
             yield folder
         except BaseException:
-            if folder.path.is_dir() and not folder.epochs:
+            if folder.path.is_dir() and not folder.keeps_epochs:
                 folder.clear()
             raise
+
+
+def require_writable(store: Path) -> None:
+    """Refuse a store that no run could write into; nothing is written.
+
+    Args:
+        store: Root of the store, which need not exist.
+
+    Raises:
+        StoreError: If a file is in its way, or it may not be written to.
+    """
+    place = next(each for each in (store, *store.absolute().parents) if os.path.lexists(each))
+    if not place.is_dir():
+        raise StoreError(f"{store}: the store must be a folder, {place} is none")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{store}: the store must be a folder that can be written to, {place} cannot. "
+            "Give another --store, or change its permissions."
+        )
 
 
 def require_startable(
@@ -163,16 +196,16 @@ def _begin(
     restart: bool,
     tell: Callable[[str], None],
 ) -> None:
-    epochs = folder.epochs
     if restart:
+        kept = _kept(folder)
         folder.clear()
-        if epochs:
-            tell(f"discarded an unfinished run: {_epochs(epochs)}")
+        if kept:
+            tell(f"discarded an unfinished run: {kept}")
     else:
         found = folder.read(IDENTITY)
         if not _require_same(folder, found, identity, resume):
             folder.clear()
-        elif epochs:
+        elif epochs := folder.epochs:
             tell(f"going on with an unfinished run: {_epochs(epochs)} done")
     folder.remember(IDENTITY, lambda: identity)
 
@@ -184,6 +217,7 @@ def _require_same(
 
     Raises:
         StoreError: If there must be one and is none, or one of another kind would be lost.
+        ArtifactError: If what it kept cannot be read, and so neither gone on with nor counted.
     """
     if found is None:
         if resume:
@@ -192,16 +226,30 @@ def _require_same(
                 "start one."
             )
         return False
+    epochs = folder.epochs
     # tuples come back from a file as lists
     differing = [n for n in sorted(found.keys() | asked.keys()) if found.get(n) != asked.get(n)]
-    if differing and (resume or folder.epochs):
+    if differing and (resume or epochs):
+        run = f"{folder.path}: an unfinished run of this task, with {_epochs(epochs)} done, "
         name = differing[0]
+        if name in MEASURED:
+            raise StoreError(
+                f"{run}cannot go on: {MEASURED[name]} have changed since. Put them back, or give "
+                "--restart to discard it."
+            )
         raise StoreError(
-            f"{folder.path}: an unfinished run of this task, with {_epochs(folder.epochs)} done, "
-            f"has {name} {found.get(name)}, this one asks for {asked.get(name)}. "
+            f"{run}has {name} {found.get(name)}, this one asks for {asked.get(name)}. "
             "Give the same options to go on with it, or --restart to discard it."
         )
     return not differing
+
+
+def _kept(folder: RunFolder) -> str:
+    """What a run has kept, in words; nothing if that is no epoch."""
+    try:
+        return _epochs(folder.epochs) if folder.epochs else ""
+    except ArtifactError:
+        return "its checkpoint cannot be read"
 
 
 def _epochs(count: int) -> str:

@@ -79,7 +79,7 @@ class Trainer:
             until: The epoch to stop before; the last by default.
 
         Raises:
-            NonFiniteError: If the loss is no longer finite.
+            NonFiniteError: If the loss or a weight is no longer finite; that epoch is not kept.
         """
         started, seconds_before = time.perf_counter(), self.seconds
         with repeatable(self._images.labels.device):
@@ -128,9 +128,14 @@ class Trainer:
         mean_loss = float(total_loss) / n_steps
         if not math.isfinite(mean_loss):
             raise NonFiniteError(
-                f"training: the loss must be finite, got {mean_loss} in epoch {self._epoch + 1}. "
-                "Lower the learning rate."
+                f"training: the loss must be finite, got {mean_loss} in epoch {self._epoch + 1}"
             )
+        # A step may have broken them after the last loss was computed.
+        for name, parameter in self._parameters.items():
+            if not bool(torch.isfinite(parameter).all()):
+                raise NonFiniteError(
+                    f"training: {name} must be finite, it is not after epoch {self._epoch + 1}"
+                )
         return mean_loss, int(n_correct) / (n_steps * batch_size)
 
 

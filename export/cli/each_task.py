@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from glora_deploy.console import INTERRUPTED, one_line_errors
+from glora_deploy.console import one_line_errors
+from glora_deploy.interrupt import INTERRUPTED
 from glora_deploy.parity import DEFAULT_LIMITS, Limits
 from glora_deploy.precision import Precision
 from glora_deploy.quiet import only_errors

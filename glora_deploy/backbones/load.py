@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -286,7 +287,8 @@ def _resolve(
         architecture, overlay = packaged["architecture"], packaged["pretrained_cfg"]
         arguments = {**packaged["model_args"], **arguments}
     elif not timm.is_model(name):
-        close = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
+        model = name.partition(".")[0]
+        close = timm.list_models(f"*{model}*")[:3] or get_close_matches(model, timm.list_models())
         hint = f"Close: {', '.join(close)}." if close else "timm.list_models() lists them."
         raise ValueError(f"backbone {name!r} must be demo-vit or a timm model. {hint}")
     if size is not None:

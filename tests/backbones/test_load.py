@@ -125,6 +125,11 @@ def test_weights_of_another_architecture_are_refused_naming_both_sides(tmp_path:
         narrow(tmp_path / "w.safetensors")
 
 
+def test_a_misspelt_model_is_refused_with_close_names() -> None:
+    with pytest.raises(ValueError, match=r"Close: vit_small_patch16_224, .*\.$"):
+        load_backbone("vit_smal_patch16_224.augreg_in21k")
+
+
 @pytest.mark.parametrize("tag", ["", ".augreg_in21k"])
 def test_an_unknown_model_is_refused_with_close_names(tag: str) -> None:
     rule = rf"^backbone 'vit_tiny_patch{tag}' must be demo-vit or a timm model\. Close: (.*)\.$"

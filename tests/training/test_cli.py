@@ -104,9 +104,9 @@ def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
     refusal: Callable[..., str],
 ) -> None:
     said = refusal("--task", "digits", option, value)
-    for word in (value, *allowed):
-        assert f"'{word}'" in said
-    assert option in said
+    assert (
+        f"Invalid value for '{option}': must be one of {', '.join(allowed)}, got '{value}'" in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,22 +114,28 @@ def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
     [
         ("--ranks", "8;4", "must be numbers such as 8,4, got '8;4'"),
         ("--ranks", "", "must be numbers such as 8,4, got ''"),
-        ("--ranks", "4,4", "ranks must be one or more distinct numbers of at least 1, got (4, 4)"),
-        ("--layers", "linear,attention", "kinds must be one or more of"),
+        ("--ranks", "4,4", "ranks must be one or more distinct numbers of at least 1, got 4, 4"),
+        (
+            "--layers",
+            "linear,attention",
+            "--layers must be one or more of linear, conv, affine, got linear, attention",
+        ),
+        ("--layers", "", "--layers must be one or more of linear, conv, affine, got ''"),
+        ("--ranks", "0", "ranks must be one or more distinct numbers of at least 1, got 0"),
         ("--max-parameters", "many", "a count must look like 150000, 150k or 0.5M, got 'many'"),
         ("--max-parameters", "", "a count must look like 150000, 150k or 0.5M, got ''"),
         ("--data", "nonesuch", "a task must be one of digits, photos, position, orientation, or"),
         ("--version", "a/b", "version must be 1 to 64 of"),
         ("--epochs", "0", "epochs must be at least 1, got 0"),
         ("--lr", "-1", "lr must be finite and above 0, got -1.0"),
-        ("--drop-path", "1", "drop_path must be in [0, 1), got 1.0"),
-        ("--batch-size", "0", "batch_size must be at least 1, got 0"),
-        ("--batch-size", "801", "batch_size must be at most 800, the number of training images"),
+        ("--drop-path", "1", "--drop-path must be in [0, 1), got 1.0"),
+        ("--batch-size", "0", "--batch-size must be at least 1, got 0"),
+        ("--batch-size", "801", "--batch-size must be at most 800, the number of training images"),
         ("--population", "0", "population must be at least 1, got 0"),
         ("--generations", "-1", "generations must be at least 0, got -1"),
         ("--seed", "-1", "seed must be in [0, 2**64), got -1"),
         ("--ranks", "100000", "ranks must be at most 99999"),
-        ("--layers", "linear,linear", "kinds must name each kind once"),
+        ("--layers", "linear,linear", "--layers must name each kind once, got linear, linear"),
         ("--include", "blocks.*.atn.*", "include pattern 'blocks.*.atn.*' must match a linear"),
         ("--exclude", "nothing", "exclude pattern 'nothing' must match a layer that would be"),
         ("--backbone", "vit_colossal", "backbone 'vit_colossal' must be demo-vit or a timm"),
@@ -163,6 +169,18 @@ def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
         (
             ("--task", "pets", "--data", "folder:images"),
             "--backbone: your own images need one. To start with: vit_small_patch14_dinov2.lvd142m",
+        ),
+        (
+            ("--task", "x", "--data", "foo:bar", "--backbone", "demo-vit"),
+            "--data: data must be folder:PATH, lists:PATH, vtab:PATH or the name of a built-in",
+        ),
+        (
+            ("--task", "x", "--data", "folder:\udce9", "--backbone", "demo-vit"),
+            "--data: data must be UTF-8, as it is kept with the delta",
+        ),
+        (
+            ("--task", "digits", "--method", "lora", "--compare-lora"),
+            "--compare-lora: --compare-lora must go with --method glora, got lora",
         ),
         (
             ("--task", "digits", "--resume", "--restart"),

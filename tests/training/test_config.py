@@ -24,11 +24,14 @@ from glora_deploy.training.schedule import learning_rate
         ({"lr": float("inf")}, "lr must be finite and above 0, got inf"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\), got 1.0"),
         ({"ranks": ()}, "ranks must be one or more distinct numbers of at least 1"),
-        ({"ranks": (4, 4)}, r"ranks must be .*, got \(4, 4\)"),
-        ({"ranks": (0,)}, "ranks must be"),
-        ({"ranks": (100_000,)}, r"ranks must be at most 99999, got \(100000,\)"),
+        ({"ranks": (4, 4)}, "ranks must be .*, got 4, 4"),
+        ({"ranks": (0,)}, "ranks must be .*, got 0$"),
+        ({"ranks": (100_000,)}, "ranks must be at most 99999, got 100000"),
         ({"kinds": ("conv", "conv")}, "kinds must name each kind once"),
-        ({"kinds": ("linear", "attention")}, "kinds must be one or more of"),
+        (
+            {"kinds": ("linear", "attention")},
+            "of linear, conv, affine, got linear, attention$",
+        ),
         ({"epochs": 1, "warmup_epochs": 1}, "warmup_epochs must be below epochs=1, got 1"),
         ({"supernet_share": 0.0}, "supernet_share must be above 0 and at most 1, got 0.0"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and at least 0"),
@@ -80,11 +83,11 @@ def test_any_population_makes_a_valid_search(population: int) -> None:
 
 
 def test_an_unknown_schedule_or_method_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"schedule must be one of \('short', 'paper'\), got 'x'"):
+    with pytest.raises(ValueError, match="schedule must be one of short, paper, got 'x'"):
         TrainConfig.preset("x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="schedule must be one of"):
         SearchConfig.preset("x")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"method must be one of \('glora', 'lora'\), got 'dora'"):
+    with pytest.raises(ValueError, match="method must be one of glora, lora, got 'dora'"):
         make_run(method="dora")
 
 
@@ -97,10 +100,10 @@ LORA = {"method": "lora", "search": None}
         (
             {"compare_lora": True},
             "compare_lora",
-            "compare_lora must go with method glora, got",
+            "compare_lora must go with --method glora, got lora",
         ),
-        ({"retrain": True}, "retrain", "retrain must go with method glora, got lora"),
-        ({"train": {"ranks": (8, 4)}}, "ranks", r"be one for method lora, got \(8, 4\)"),
+        ({"retrain": True}, "retrain", "retrain must go with --method glora, got lora"),
+        ({"train": {"ranks": (8, 4)}}, "ranks", "be one for --method lora, got 8, 4"),
         ({"train": {"kinds": ("conv", "affine")}}, "kinds", "kinds must be linear or conv for"),
         ({"search": SearchConfig()}, "search", "search must be given for method glora, and for it"),
     ],
@@ -137,7 +140,7 @@ def test_lora_takes_the_largest_rank_and_the_kinds_that_have_one() -> None:
     lora = train.for_lora()
     assert (lora.ranks, lora.kinds) == ((6,), ("conv", "linear"))
     assert lora.for_lora() == lora
-    with pytest.raises(SettingError, match="LoRA needs a linear or conv layer, got kinds"):
+    with pytest.raises(SettingError, match="LoRA needs a linear or conv layer, got affine"):
         TrainConfig.preset("short", kinds=("affine",)).for_lora()
 
 

@@ -206,15 +206,54 @@ def test_a_stored_run_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path / ".tmp") == set()
 
 
-def test_epochs_are_counted_over_all_stages_and_damaged_files_hold_none(tmp_path: Path) -> None:
+def test_epochs_are_counted_over_all_stages_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
     interrupt(tmp_path, epochs=5)
     folder = RunFolder(tmp_path, "digits")
     keep_epochs(folder, 2, "retraining")
     assert folder.epochs == 7
     folder.checkpoint("retraining").path.write_bytes(b"damaged")
-    assert folder.epochs == 5
     with pytest.raises(ArtifactError, match=r"retraining\.safetensors: .* anew with --restart"):
-        _ = folder.checkpoint("retraining").epoch
+        _ = folder.epochs
+    assert folder.keeps_epochs
+
+
+@pytest.mark.parametrize("asked", [ASKED, {**ASKED, "seed": 7}])
+def test_a_run_whose_checkpoint_cannot_be_read_stays_until_it_is_discarded(
+    tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    interrupt(tmp_path, epochs=5)
+    path = RunFolder(tmp_path, "digits").checkpoint("training").path
+    path.write_bytes(path.read_bytes()[:-3])
+    for refused in (
+        lambda: require_startable(tmp_path, "digits", asked, resume=False, restart=False),
+        open_run(tmp_path, "digits", asked).__enter__,
+    ):
+        with pytest.raises(ArtifactError, match=r"checkpoint cannot be read .* with --restart"):
+            refused()
+        assert names(path.parent) == {LOCK, "run.json", "training.safetensors"}
+    told: list[str] = []
+    with open_run(tmp_path, "digits", asked, restart=True, tell=told.append) as folder:
+        assert folder.epochs == 0
+    assert told == ["discarded an unfinished run: its checkpoint cannot be read"]
+
+
+def test_a_run_that_fails_over_its_checkpoint_keeps_it(tmp_path: Path) -> None:
+    interrupt(tmp_path, epochs=5)
+    path = RunFolder(tmp_path, "digits").checkpoint("training").path
+    with suppress(KeyboardInterrupt), open_run(tmp_path, "digits", ASKED):
+        path.write_bytes(b"damaged")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"damaged"
+
+
+def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path: Path) -> None:
+    interrupt(tmp_path, epochs=5)
+    checkpoint = RunFolder(tmp_path, "digits").checkpoint("training")
+    parameter = nn.Parameter(torch.zeros(3))  # two numbers were kept
+    optimizer = torch.optim.AdamW([parameter])
+    for name in ("w", "v"):
+        with pytest.raises(ArtifactError, match=rf"cannot be read \(it does not fit {name}\)"):
+            checkpoint.restore({name: parameter}, optimizer)
 
 
 def test_a_value_is_made_once_per_run(tmp_path: Path) -> None:

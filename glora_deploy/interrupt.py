@@ -1,0 +1,41 @@
+"""Ctrl-C from a program's first import on: one line and an exit status, and no traceback.
+
+Imports nothing heavy: it must be there before what takes seconds to load.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it: 128 + SIGINT."""
+
+
+def run_program(load: Callable[[], Callable[[], None]]) -> None:
+    """Load a program and run it; an interrupt ends either in one line.
+
+    Args:
+        load: Imports the program and returns it. While it does, an interrupt ends the process at
+            once: an exception in the middle of an import may be swallowed or reworded on its way.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else someone wants it ignored, or otherwise handled
+        signal.signal(signal.SIGINT, _leave)
+    try:
+        program = load()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        program()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
