@@ -19,6 +19,7 @@ from glora_deploy.store.store import ArtifactStore
 from ..int8.saturation import Target
 from ..out_folder import require_no_export, require_replaceable
 from ..tensorrt_plan.plan_json import Backend, HardwareCompatibility, PlanConfig
+from ..triton_repository.model_folder import read_versions
 from .bring import import_adapter, pull
 from .common import (
     BackboneOption,
@@ -251,7 +252,12 @@ def export_command(
     if out is not None:
         # Before minutes go into what could not be written.
         with one_line_errors():
-            (require_no_export if "triton" in wanted else require_replaceable)(out)
+            if "triton" in wanted:
+                require_no_export(out)
+                for name in task:
+                    read_versions(out / name)
+            else:
+                require_replaceable(out)
 
     def export_one(name: str) -> None:
         opened, artifact = open_task(store, name, version, backbone, checkpoint, quiet=quiet)
