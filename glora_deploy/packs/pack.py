@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import ArtifactError, GloraDeployError, StoreError
-from ..store.artifact import ADAPTER, MANIFEST, read_bytes
+from ..store.artifact import ADAPTER, MANIFEST, Artifact, read_bytes
 from ..store.atomic_files import flush
 from ..store.audit import backbone_option
 from ..store.fingerprint import fingerprint as fingerprint_of
@@ -18,6 +18,7 @@ from ..store.folder_lock import OpenFolder
 from ..store.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
 from ..store.mapped_safetensors import map_tensors
 from ..store.reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS, BACKBONES, CURRENT
+from ..store.redact import redacted
 from ..store.store import ArtifactStore
 from .pack_file import (
     PACK_VERSION,
@@ -42,7 +43,8 @@ def pack(
 ) -> PackIndex:
     """Write tasks into one file that appears when it is complete; nothing in the store changes.
 
-    Everything is read and verified first. The same versions always give the same bytes.
+    Everything is read and verified first. The same versions always give the same bytes. A pack is
+    to be shared, so its manifests say what kind of data a task was trained on and not where it lay.
 
     Args:
         store: Where they are.
@@ -118,7 +120,7 @@ def _versions(
 
 
 def _read(store: ArtifactStore, task: str, version: str) -> tuple[bytes, Manifest]:
-    """The bytes of a manifest, and what they say, once the delta beside it is what they say."""
+    """The bytes of a manifest as others may see it, once the delta beside it is what it says."""
     while True:
         store.require_version(task, version)
         try:
@@ -129,13 +131,28 @@ def _read(store: ArtifactStore, task: str, version: str) -> tuple[bytes, Manifes
             try:
                 artifact = store.get(task, version)
                 artifact.tensors()
-                data = read_bytes(artifact.path / MANIFEST, MAX_MANIFEST_BYTES)
+                shared = _shared(artifact)
+                data = (
+                    read_bytes(artifact.path / MANIFEST, MAX_MANIFEST_BYTES)
+                    if shared == artifact.manifest
+                    else shared.to_json()
+                )
             except (GloraDeployError, OSError):
                 if folder.in_place():
                     raise
                 continue
             if folder.in_place():
-                return data, artifact.manifest
+                return data, shared
+
+
+def _shared(artifact: Artifact) -> Manifest:
+    """The manifest without places on this machine, as far as the adapter's digest allows."""
+    shared = redacted(artifact.manifest)
+    if shared.digest() == artifact.manifest.digest() or not artifact.is_bound():
+        return shared
+    # Of all that is redacted the digest leaves out the place of the data alone.
+    training = artifact.manifest.training.model_copy(update={"data": shared.training.data})
+    return artifact.manifest.model_copy(update={"training": training})
 
 
 def _backbone(store: ArtifactStore, manifest: Manifest) -> Path:
