@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from .atomic_files import (
     write_durable,
 )
 from .audit import Finding, TaskSize, audit, audit_rest, size_of, without_backbone
-from .backbone_config import seal
+from .backbone_config import require_intact_config, seal
 from .fingerprint import fingerprint as fingerprint_of
-from .folder_lock import OpenFolder, folder_lock
+from .folder_lock import OpenFolder, folder_lock, read_in_place
 from .manifest import ManifestDraft, utc_now
 from .mapped_safetensors import create_tensor_file
 from .reader import (
@@ -321,10 +322,12 @@ class ArtifactStore(StoreReader):
 
         Raises:
             ValueError: If the tensors have another fingerprint.
+            ArtifactError: If it is kept already, and damaged (``require_intact_backbone``).
             StoreError: If no space is left.
         """
         place = self._backbone_folder(fingerprint)
         if self.hold_backbone(fingerprint):
+            self.require_intact_backbone(fingerprint)
             return place
         if (found := fingerprint_of(tensors)) != fingerprint:
             raise ValueError(f"the tensors must have fingerprint {fingerprint}, got {found}")
@@ -340,6 +343,18 @@ class ArtifactStore(StoreReader):
             flush_tree(new)
             self.move_in_backbone(new)
         return place
+
+    def require_intact_backbone(self, fingerprint: str) -> None:
+        """Check a backbone, if it is kept, as far as that takes no time: its tensors are not read.
+
+        What takes long and ends in ``put_backbone`` calls it first.
+
+        Raises:
+            ArtifactError: If its config.json, or the header of its weights, is damaged.
+        """
+        place = self._backbone_folder(fingerprint)
+        if place.is_dir():
+            read_in_place(place, partial(require_intact_config, place))
 
     def move_in_backbone(self, new: Path) -> bool:
         """Keep and hold a backbone whose finished folder lies in ``scratch``, by its name there.
