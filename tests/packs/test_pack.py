@@ -217,7 +217,7 @@ def test_a_version_removed_while_it_is_packed_is_named(
         if "v2" not in store.versions("pets"):
             put(store, "pets", 2, version="v2", make_current=False)
         action = lambda on=on: pack(  # noqa: E731
-            store, [("pets", None)], tmp_path / "p.tar", **{on: remove}
+            store, [("pets", None), ("pets", "v2")], tmp_path / "p.tar", **{on: remove}
         )
         assert refusal(action, NotInStoreError) == (
             f"no version 'v2' of task 'pets' in {store.root}; versions here: v1"
@@ -284,6 +284,31 @@ def test_a_pack_of_an_older_import_keeps_the_name_of_the_model_alone(tmp_path: P
     unpack(other, file)
     assert other.get("dogs").manifest.training.settings == {"trained_on": "vit"}
     assert unpack(store, file) == [Unpacked("dogs", "v1", is_new=False)]
+
+
+@pytest.mark.parametrize("when", ["listed", "on_size", "on_bytes"])
+def test_what_is_left_of_a_task_from_which_a_version_is_removed_is_packed(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def remove(_: int = 0) -> None:
+        if "v2" in store.versions("pets"):
+            store.remove("pets", "v2")
+
+    pack(store, [("pets", "v1")], tmp_path / "v1.tar")
+    if when == "listed":
+        names = store.versions
+
+        def then_removed(task: str) -> list[str]:
+            found = names(task)
+            if "v2" in found:
+                store.remove("pets", "v2")
+            return found
+
+        monkeypatch.setattr(store, "versions", then_removed)
+    options: dict[str, Any] = {} if when == "listed" else {when: remove}
+    index = pack(store, [("pets", None)], tmp_path / "p.tar", **options)
+    assert list(index.tasks["pets"].versions) == ["v1"]
+    assert (tmp_path / "p.tar").read_bytes() == (tmp_path / "v1.tar").read_bytes()
 
 
 # Out of the file
