@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NUMBERED = re.compile(r"v([1-9][0-9]{0,17})")
 
 
@@ -424,9 +425,9 @@ class ArtifactStore(StoreReader):
             what: Named in the error when no space is left.
 
         Raises:
-            StoreError: If no space is left.
+            StoreError: If no space is left, or the store cannot be written to.
         """
-        with _space_for(self.root, what):
+        with _space_for(self.root, what), _leave_to_write(self.root):
             sweep(self._tmp)
             with scratch_folder(self._tmp) as folder:
                 yield folder
@@ -571,3 +572,27 @@ def _space_for(root: Path, what: str) -> Iterator[None]:
             f"{root}: no space left to write {what} ({error.strerror}); the store is as it was. "
             "Free some space and try again."
         ) from error
+
+
+@contextmanager
+def _leave_to_write(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LEAVE or not _is_of_writing(error, root):
+            raise
+        raise StoreError(
+            f"{root}: the store must be writable, it is not for this user ({error.strerror}); it "
+            "is as it was. Change who may write to it, or give a copy of it with --store."
+        ) from error
+
+
+def _is_of_writing(error: OSError, root: Path) -> bool:
+    """Whether an error without leave comes from a change in the store, not from reading a file."""
+    names = (error.filename, error.filename2)
+    paths = [Path(name) for name in names if isinstance(name, str | Path)]
+    return any(
+        path.is_relative_to(root / ".tmp")
+        or (path.is_relative_to(root) and not os.access(path.parent, os.W_OK))
+        for path in paths
+    )
