@@ -222,9 +222,8 @@ def test_a_store_that_cannot_be_written_to_is_one_line_with_the_way_out(
     result = run(*arguments, "--store", tmp_path)
     assert result.exit_code == 1
     assert result.stderr == (
-        f"error: {tmp_path}: the store must be writable, it is not for this user "
-        f"({os.strerror(code)}); it is as it was. Change who may write to it, or give a copy of it "
-        "with --store.\n"
+        f"error: {tmp_path}: the store must be writable, this user may not write to it; it is as "
+        "it was. Change who may, or give a copy of it with --store.\n"
     )
 
 

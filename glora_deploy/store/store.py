@@ -89,13 +89,15 @@ class ArtifactStore(StoreReader):
         """The store in a folder that is made if it is missing.
 
         Raises:
-            StoreError: If a file is in the way.
+            StoreError: If a file is in the way, or the folder cannot be written to.
         """
         store = cls(root)
         try:
             store.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError(f"{root}: the store must be a folder, a file is in the way") from error
+        if not os.access(store.root, os.W_OK):  # before what took long would be lost
+            raise _not_writable(store.root)
         sweep(store._tmp)
         return store
 
@@ -581,10 +583,14 @@ def _leave_to_write(root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LEAVE or not _is_of_writing(error, root):
             raise
-        raise StoreError(
-            f"{root}: the store must be writable, it is not for this user ({error.strerror}); it "
-            "is as it was. Change who may write to it, or give a copy of it with --store."
-        ) from error
+        raise _not_writable(root) from error
+
+
+def _not_writable(root: Path) -> StoreError:
+    return StoreError(
+        f"{root}: the store must be writable, this user may not write to it; it is as it was. "
+        "Change who may, or give a copy of it with --store."
+    )
 
 
 def _is_of_writing(error: OSError, root: Path) -> bool:
