@@ -12,12 +12,13 @@ import typer
 from rich.progress import Progress, TaskID
 
 from .console import make_table, one_line_errors, progress_bars, stdout, wrong_usage_of
-from .errors import ArtifactError, NotInStoreError, StoreError
+from .errors import ArtifactError, GloraDeployError, NotInStoreError, StoreError
 from .packs.pack import pack as write
 from .packs.unpack import unpack as take_in
-from .parity import PARITY_FILE, Report
 from .precision import Precision
 from .store.artifact import Artifact
+from .store.audit import store_option
+from .store.export_record import ExportRecord
 from .store.prune import prune as remove_unused
 from .store.reader import BACKBONE_WEIGHTS, BACKBONES, require_slug
 from .store.store import ArtifactStore
@@ -122,6 +123,10 @@ def verify(
         findings = opened.verify(task) + opened.without_backbone(task)
         for finding in findings:
             typer.echo(finding.problem)
+        for name, version in dict.fromkeys((f.task, f.version) for f in findings):
+            if name and version and _is_damaged(opened, name, version):
+                command = _remove(opened, name, version)
+                typer.echo(f"{name}/{version}: where it cannot be restored, {command}")
         if findings:
             raise ArtifactError(f"{store}: problems found: {len(findings)}")
         stdout.print(f"{store}: every file is what it is stated to be")
@@ -221,9 +226,8 @@ def unpack(
             note = "" if each.is_new else " was there already"
             stdout.print(f"{each.task}/{each.version}{note}", soft_wrap=True)
         for task in dict.fromkeys(each.task for each in found):
-            current = opened.current(task)
-            note = f"{current} is current" if current else "none is current: see glora use"
-            stdout.print(f"{task}: {note}", soft_wrap=True)
+            newest = [each.version for each in found if each.task == task][-1]
+            stdout.print(f"{task}: {_which_is_current(opened, task, newest)}", soft_wrap=True)
 
 
 @app.command(epilog="**Examples**\n\n`glora prune --dry-run`\n\n`glora prune`")
@@ -244,6 +248,37 @@ def prune(
         stdout.print(f"{store}: {verb} {_mb(total)} MB", soft_wrap=True)
 
 
+def _is_damaged(store: ArtifactStore, task: str, version: str) -> bool:
+    """Whether the delta itself cannot be read; its exports can be made again."""
+    try:
+        store.get(task, version).tensors()
+    except NotInStoreError:  # removed meanwhile
+        return False
+    except (GloraDeployError, OSError):
+        return True
+    return False
+
+
+def _remove(store: ArtifactStore, task: str, version: str) -> str:
+    """The command that removes a version."""
+    current = None
+    with suppress(StoreError):
+        current = store.current(task)
+    force = " --force" if version == current else ""
+    return f"glora remove {task} {version}{force}{store_option(store.root)}"
+
+
+def _which_is_current(store: ArtifactStore, task: str, version: str) -> str:
+    """What answers for a task that was just unpacked, and how to let a version of it answer."""
+    try:
+        current = store.current(task)
+    except NotInStoreError:
+        return "was removed meanwhile"
+    if current:
+        return f"{current} is current"
+    return f"none is current. Make one so: glora use {task} {version}{store_option(store.root)}"
+
+
 class _Bar:
     """A bar in megabytes that appears once the size is known."""
 
@@ -252,8 +287,11 @@ class _Bar:
         self._bar: TaskID | None = None
 
     def start(self, size_bytes: int) -> None:
-        total = math.ceil(size_bytes / MEGABYTE)
-        self._bar = self._progress.add_task(self._title, total=total, note="MB")
+        total, self._done = math.ceil(size_bytes / MEGABYTE), 0
+        if self._bar is None:
+            self._bar = self._progress.add_task(self._title, total=total, note="MB")
+        else:  # it starts anew
+            self._progress.reset(self._bar, total=total)
 
     def advance(self, size_bytes: int) -> None:
         self._done += size_bytes
@@ -335,16 +373,22 @@ def _parity(store: ArtifactStore, artifact: Artifact) -> str:
     """For each export, its verdict and largest error, a line each: ``fp32 3e-06``."""
     found = []
     for precision in get_args(Precision):
-        path = store.export_dir(artifact, precision) / PARITY_FILE
+        folder = store.export_dir(artifact, precision)
+        if not folder.is_dir():
+            continue
         try:
-            report = Report.from_json(path.read_bytes(), str(path))
-        except (FileNotFoundError, NotADirectoryError):
+            record = ExportRecord.read(folder)
+            report = record.report(folder) if record else None
+        except (ArtifactError, OSError):  # one damaged export must not hide the rest of the store
+            record = None
+        if record is None:
+            # It may have been removed meanwhile.
+            found += [f"{precision} damaged"] if folder.is_dir() else []
             continue
-        except ArtifactError:  # one damaged report must not hide the rest of the store
-            found.append(f"{precision} damaged")
-            continue
-        if report.adapter_sha256 != artifact.manifest.adapter.sha256:
+        if record.adapter_sha256 != artifact.manifest.adapter.sha256:
             found.append(f"{precision} of another delta")
+            continue
+        if report is None:
             continue
         errors = [c.error for step in report.steps for c in step.comparisons[:1]]
         verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"

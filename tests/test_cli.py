@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from factories import make_draft, make_store, make_tensors
-from glora_deploy import console
+from glora_deploy import cli, console
 from glora_deploy.cli import app
+from glora_deploy.packs.unpack import Unpacked, unpack
 from glora_deploy.parity import PARITY_FILE, Report, Step
+from glora_deploy.store.export_record import ExportRecord
 from glora_deploy.store.fingerprint import fingerprint
 from glora_deploy.store.store import ArtifactStore
 
@@ -110,7 +116,7 @@ def test_verify_says_which_versions_cannot_be_exported_and_what_to_do(tmp_path: 
         f"pets/v1: cannot be exported, its backbone random:0 ({digest[:12]}..) is not in "
         f"{tmp_path}/b. Copy .backbones/{digest} from the store that the task comes from, or "
         "export it once: python -m glora_deploy.export --task pets --version v1 "
-        "--checkpoint random:0\n"
+        f"--store {tmp_path}/b --checkpoint random:0\n"
     )
     assert result.stderr.strip() == f"error: {tmp_path}/b: problems found: 1"
     shutil.copytree(tmp_path / "a/.backbones", tmp_path / "b/.backbones")
@@ -136,6 +142,89 @@ def test_a_task_travels_in_one_file(tmp_path: Path) -> None:
     assert "packing" in run("pack", "pets", tmp_path / "p", "--store", tmp_path / "a").stderr
     renamed = run("unpack", file, "--store", tmp_path / "b", "--as", "dogs", "-q")
     assert renamed.stdout == "dogs/v1\ndogs: v1 is current\n"
+
+
+def test_a_packed_version_that_was_not_current_comes_with_the_command_that_makes_it_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_whole_store(tmp_path / "a", "pets", "pets")
+    file = tmp_path / "v1.tar"
+    assert run("pack", "pets/v1", file, "--store", tmp_path / "a", "-q").exit_code == 0
+    told = run("unpack", file, "--store", tmp_path / "b c", "-q").stdout.splitlines()
+    command = f"glora use pets v1 --store '{tmp_path}/b c'"
+    assert told == ["pets/v1", f"pets: none is current. Make one so: {command}"]
+    assert run(*shlex.split(command)[1:]).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("unpack", file, "-q").stdout.endswith("Make one so: glora use pets v1\n")
+
+
+def test_a_task_removed_right_after_it_was_unpacked_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_whole_store(tmp_path / "a", "cats", "pets")
+    file = tmp_path / "both.tar"
+    assert run("pack", "cats", "pets", file, "--store", tmp_path / "a", "-q").exit_code == 0
+
+    def meanwhile(store: ArtifactStore, *args: Any, **options: Any) -> list[Unpacked]:
+        found = unpack(store, *args, **options)
+        store.remove("cats", force=True)
+        return found
+
+    monkeypatch.setattr(cli, "take_in", meanwhile)
+    result = run("unpack", file, "--store", tmp_path / "b", "-q")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[2:] == [
+        "cats: was removed meanwhile",
+        "pets: v1 is current",
+    ]
+
+
+def test_what_is_no_pack_or_altered_is_to_be_got_again(tmp_path: Path) -> None:
+    make_whole_store(tmp_path / "a", "pets")
+    file = tmp_path / "pets.tar"
+    assert run("pack", "pets", file, "--store", tmp_path / "a", "-q").exit_code == 0
+    data = bytearray(file.read_bytes())
+    data[data.index(b"format_version")] ^= 1
+    for content in (bytes(data), b"x" * 2000, b""):
+        file.write_bytes(content)
+        result = run("unpack", file, "--store", tmp_path / "b", "-q")
+        assert result.exit_code == 1
+        assert result.stderr.endswith(" Get the file again.\n")
+
+
+def test_verify_says_how_to_do_without_a_version_that_cannot_be_restored(tmp_path: Path) -> None:
+    make_whole_store(tmp_path, "pets", "pets", "cats")
+    for version in ("v1", "v2"):
+        path = tmp_path / f"pets/{version}/manifest.json"
+        path.write_text(path.read_text().replace('"seed": 7', '"seed": 8'))
+    told = run("verify", "--store", tmp_path)
+    assert told.stdout.splitlines()[2:] == [
+        f"pets/v1: where it cannot be restored, glora remove pets v1 --store {tmp_path}",
+        f"pets/v2: where it cannot be restored, glora remove pets v2 --force --store {tmp_path}",
+    ]
+    assert "problems found: 2" in told.stderr
+    assert run("remove", "pets", "v1", "--store", tmp_path).exit_code == 0
+    assert run("remove", "pets", "v2", "--force", "--store", tmp_path).exit_code == 0
+    assert run("verify", "--store", tmp_path).exit_code == 0
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("arguments", [["use", "pets", "v1"], ["remove", "pets", "v1"]])
+def test_a_store_that_cannot_be_written_to_is_one_line_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, arguments: list[str]
+) -> None:
+    make_whole_store(tmp_path, "pets", "pets")
+
+    def mkdir(path: Path, *args: Any, **options: Any) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    result = run(*arguments, "--store", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: {tmp_path}: the store must be writable, this user may not write to it; it is as "
+        "it was. Change who may, or give a copy of it with --store.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,14 +286,52 @@ def test_du_compares_deltas_with_merged_copies(tmp_path: Path) -> None:
     assert "9.00" in total  # three versions of a backbone of 3 MB
 
 
-def test_a_damaged_parity_report_does_not_hide_the_store(tmp_path: Path) -> None:
-    make_listed_store(tmp_path)
-    folder = tmp_path / "pets/v2/exports/fp16"
-    folder.mkdir(parents=True)
-    (folder / "parity.json").write_text("{}")
+def write_export(store: ArtifactStore, task: str, of: str) -> Path:
+    """An fp32 export of one task, in the folder of another."""
+    manifest = store.get(of).manifest
+    place = store.export_dir(store.get(task), "fp32")
+    place.mkdir(parents=True)
+    step = Step(stage="merged-fp32", inputs="noise", n_images=1, outcome="pass")
+    report = Report(
+        task=manifest.task,
+        version=manifest.version,
+        precision="fp32",
+        adapter_sha256=manifest.adapter.sha256,
+        data="noise",
+        steps=(step,),
+    )
+    (place / PARITY_FILE).write_bytes(report.to_json())
+    ExportRecord.of_folder(place, manifest, "fp32", usable=True).write(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("parity.json", "{}"),
+        ("export.json", "[]"),
+        ("export.json", "{}"),
+        ("export.json", '"files": null'),
+        ("export.json", None),
+        ("parity.json", None),
+    ],
+)
+def test_a_damaged_export_does_not_hide_the_store(
+    tmp_path: Path, name: str, data: str | None
+) -> None:
+    store = make_listed_store(tmp_path)
+    path = write_export(store, "pets", "pets") / name
+    assert "fp32 0e+00" in run("list", "--store", tmp_path).output
+    if data is None:
+        path.unlink()
+    elif data.startswith('"'):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "files": None}))
+    else:
+        path.write_text(data)
     result = run("list", "--store", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "fp16 damaged" in result.output
+    assert "fp32 damaged" in result.output
+    assert "fp32 0e+00" not in result.output
 
 
 def test_a_store_without_its_backbone_is_still_listed(tmp_path: Path) -> None:
@@ -232,17 +359,6 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(
 
 def test_the_proof_of_another_delta_is_not_shown_as_this_ones(tmp_path: Path) -> None:
     store = make_listed_store(tmp_path)
-    step = Step(stage="merged-fp32", inputs="noise", n_images=1, outcome="pass")
     for task, text in (("cats", "fp32 of another delta"), ("pets", "fp32 0e+00")):
-        place = store.export_dir(store.get(task), "fp32")
-        place.mkdir(parents=True)
-        report = Report(
-            task="pets",
-            version="v2",
-            precision="fp32",
-            adapter_sha256=store.get("pets").manifest.adapter.sha256,
-            data="noise",
-            steps=(step,),
-        )
-        (place / PARITY_FILE).write_bytes(report.to_json())
+        write_export(store, task, "pets")
         assert text in run("list", "--store", tmp_path).output

@@ -17,7 +17,7 @@ from glora_deploy.console import one_line
 from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
 from glora_deploy.data.check import CheckedData, check_data
 from glora_deploy.data.load import ImageSet, TaskData, load_task
-from glora_deploy.errors import NonFiniteError, StoreError
+from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.manifest import ManifestDraft
 from glora_deploy.store.store import ArtifactStore
@@ -97,6 +97,7 @@ def run(
     backbone = load_backbone(
         config.backbone, checkpoint=config.weights, input_size=config.input_size
     )
+    ArtifactStore(root).require_intact_backbone(backbone.fingerprint)
     for each in untrained(config, backbone, data.n_classes):
         require_storable(each, config, backbone, data, device)
     checked = _check(config, data, report, tell)
@@ -296,7 +297,7 @@ def _store(
             artifact = _put(job, store, each, draft, first=i == 0)
             folder.write("stored", {**_stored(folder), each.method: artifact.version})
             outcomes.append(_outcome(artifact, each, test_accuracy))
-    except (StoreError, OSError) as error:
+    except (StoreError, ArtifactError, OSError) as error:
         raise StoreError(
             f"{one_line(error).rstrip('.')}. What was trained is kept in {folder.path}: the same "
             "command, or one with another --version, stores it without training again."

@@ -16,6 +16,7 @@ from glora_deploy.store.store import ArtifactStore
 from ..int8.saturation import Target
 from ..out_folder import require_no_export, require_replaceable
 from ..tensorrt_plan.plan_json import PlanConfig
+from ..triton_repository.model_folder import read_versions
 from .each_task import for_each, limits_with, open_task
 from .progress import hub_steps, steps
 from .proof import Proof, print_proof, print_sizes
@@ -121,7 +122,12 @@ def _require_outcome(request: ExportRequest) -> None:
             _require_triton_library(request.plan)
     if out is not None:
         with one_line_errors():
-            (require_no_export if triton else require_replaceable)(out)
+            if not triton:
+                require_replaceable(out)
+                return
+            require_no_export(out)
+            for task in request.tasks:
+                read_versions(out / task)
 
 
 def _require_triton_library(plan: PlanConfig) -> None:

@@ -46,7 +46,6 @@ from ..out_folder import require_no_export, scratch_in
 from ..tensorrt_plan.plan_json import Library, read_plan_info
 from .config_pbtxt import (
     CONFIG,
-    HEADER,
     LABELS,
     VERSION_RECORD,
     WARMUP_FOLDER,
@@ -55,6 +54,7 @@ from .config_pbtxt import (
     VersionRecord,
     config_text,
 )
+from .model_folder import read_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,8 @@ def write_triton(
         ValueError: If a task is given twice or ``version`` is below 1.
         StoreError: If the folder holds a single export instead of models.
         ExportError: If a file that ``config.kind`` needs is not in an export, Triton could not
-            load it, something of another origin is in the way, or no space is left.
+            load it, something of another origin is in the way or in a model's folder, or no space
+            is left.
         ParityError: If an export failed its parity check.
         ArtifactError: If a file is not the one its export recorded.
     """
@@ -121,6 +122,8 @@ def write_triton(
             for source in sources
         ]
         flush_tree(scratch)
+        for model in models:
+            read_versions(model.folder)  # it may have got other files since
         _exchange([scratch / model.name for model in models if model.changed], repository)
     return models
 
@@ -216,7 +219,7 @@ def _build(
     scratch: Path, place: Path, source: _Source, config: TritonConfig, wanted: int | None
 ) -> TritonModel:
     """Build the new folder of one task, unless the present one says the same."""
-    present = _versions(place)
+    present = read_versions(place)
     newest = max(present, default=0)
     record = source.record
     same = newest > 0 and present[newest] == record and _is_whole(place / str(newest), record)
@@ -242,20 +245,6 @@ def _build(
         # These links lose their other name as soon as the old folder is gone.
         shutil.copytree(place / str(n), new / str(n), copy_function=os.link)
     return model
-
-
-def _versions(place: Path) -> dict[int, VersionRecord]:
-    """The versions in a model's folder, which must be ours, or missing."""
-    if not os.path.lexists(place):
-        return {}
-    config = place / CONFIG
-    if place.is_symlink() or not config.is_file() or not config.read_text().startswith(HEADER):
-        raise ExportError(
-            f"{place}: must be free or a model that glora-deploy wrote, got something else. "
-            "Move it away, or give another repository."
-        )
-    folders = [entry for entry in place.iterdir() if entry.name.isdecimal() and entry.is_dir()]
-    return {int(folder.name): VersionRecord.read(folder) for folder in folders}
 
 
 def _is_whole(folder: Path, record: VersionRecord) -> bool:

@@ -6,16 +6,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ArtifactError, GloraDeployError, StoreError
+from ..errors import ArtifactError, GloraDeployError, NotInStoreError, StoreError
 from ..record_file import read_bytes
-from ..store.artifact import ADAPTER, MANIFEST
+from ..store.artifact import ADAPTER, MANIFEST, Artifact
 from ..store.atomic_files import whole_file
 from ..store.audit import backbone_option
+from ..store.backbone_config import require_intact_config
 from ..store.fingerprint import fingerprint as fingerprint_of
 from ..store.folder_lock import OpenFolder
 from ..store.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
 from ..store.mapped_safetensors import map_tensors
 from ..store.reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS, BACKBONES, CURRENT
+from ..store.redact import redacted
 from ..store.store import ArtifactStore
 from .pack_file import (
     PACK_VERSION,
@@ -40,7 +42,8 @@ def pack(
 ) -> PackIndex:
     """Write tasks into one file that appears when it is complete; nothing in the store changes.
 
-    Everything is read and verified first. The same versions always give the same bytes.
+    Everything is read and verified first. The same versions always give the same bytes. A pack is
+    to be shared, so its manifests say what kind of data a task was trained on and not where it lay.
 
     Args:
         store: Where they are.
@@ -48,20 +51,39 @@ def pack(
         path: The file; its folder exists.
         with_backbones: Whether to put in the backbones that they need.
         replace: Whether a file that exists is replaced.
-        on_size: Told the number of bytes to write before the first of them.
+        on_size: Told the number of bytes to write before the first of them; and again where a
+            version was removed, so that writing starts anew.
         on_bytes: Told of each further number of bytes written.
 
     Returns:
         What is in it.
 
     Raises:
-        NotInStoreError: If a task or version is not here, or is removed meanwhile.
+        NotInStoreError: If a task or version is not here, or is removed meanwhile; of a task that
+            is asked for as a whole, what is left of it is packed.
         StoreError: If the file exists, or a backbone is missing.
         GloraDeployError: If a file of the store is not what it must be.
         OSError: If the file cannot be written.
     """
     if not replace and os.path.lexists(path):
         raise StoreError(f"{path}: must be a new file, it exists. Give another name, or --force.")
+    while True:
+        index, sources = _contents(store, wanted, with_backbones=with_backbones)
+        on_size(index.data_bytes())
+        try:
+            with whole_file(path) as file:
+                write_pack(file, index, sources, on_bytes)
+        except (GloraDeployError, OSError):
+            if not _lost(store, wanted, index):
+                raise
+        else:
+            return index
+
+
+def _contents(
+    store: ArtifactStore, wanted: Sequence[tuple[str, str | None]], *, with_backbones: bool
+) -> tuple[PackIndex, dict[str, Path | bytes]]:
+    """What to pack, read and verified, and where each member's bytes are."""
     tasks: dict[str, PackedTask] = {}
     sources: dict[str, Path | bytes] = {}
     manifests: dict[str, Manifest] = {}
@@ -69,13 +91,20 @@ def pack(
         current = store.current(task)
         versions = {}
         for name in names:
-            data, manifest = _read(store, task, name)
+            try:
+                data, manifest = _read(store, task, name)
+            except NotInStoreError:
+                if (task, name) in wanted:
+                    raise
+                continue  # removed since it was listed: the rest of the task is packed
             versions[name] = PackedVersion(
                 manifest=FileRecord.of_bytes(data), adapter=manifest.adapter
             )
             sources[f"{task}/{name}/{MANIFEST}"] = data
             sources[f"{task}/{name}/{ADAPTER}"] = store.root / task / name / ADAPTER
             manifests.setdefault(manifest.backbone.fingerprint, manifest)
+        if not versions:
+            raise NotInStoreError(f"every version of task {task!r} was removed meanwhile")
         tasks[task] = PackedTask(
             current=current if current in versions else None, versions=versions
         )
@@ -89,17 +118,25 @@ def pack(
         )
         for name in (BACKBONE_CONFIG, BACKBONE_WEIGHTS):
             sources[f"{BACKBONES}/{fingerprint}/{name}"] = folder / name
-    index = PackIndex(pack_version=PACK_VERSION, tasks=tasks, backbones=backbones)
-    on_size(index.data_bytes())
-    try:
-        with whole_file(path) as file:
-            write_pack(file, index, sources, on_bytes)
-    except (GloraDeployError, OSError):
-        for task, packed in tasks.items():
-            for version in packed.versions:
+    return PackIndex(pack_version=PACK_VERSION, tasks=tasks, backbones=backbones), sources
+
+
+def _lost(store: ArtifactStore, wanted: Sequence[tuple[str, str | None]], index: PackIndex) -> bool:
+    """Whether a version was removed since it was read that was not asked for by its name.
+
+    Raises:
+        NotInStoreError: If one was that was asked for.
+    """
+    lost = False
+    for task, packed in index.tasks.items():
+        for version in packed.versions:
+            try:
                 store.require_version(task, version)
-        raise
-    return index
+            except NotInStoreError:
+                if (task, version) in wanted:
+                    raise
+                lost = True
+    return lost
 
 
 def _versions(
@@ -116,7 +153,7 @@ def _versions(
 
 
 def _read(store: ArtifactStore, task: str, version: str) -> tuple[bytes, Manifest]:
-    """The bytes of a manifest, and what they say, once the delta beside it is what they say."""
+    """The bytes of a manifest as others may see it, once the delta beside it is what it says."""
     while True:
         store.require_version(task, version)
         try:
@@ -127,13 +164,28 @@ def _read(store: ArtifactStore, task: str, version: str) -> tuple[bytes, Manifes
             try:
                 artifact = store.get(task, version)
                 artifact.tensors()
-                data = read_bytes(artifact.path / MANIFEST, MAX_MANIFEST_BYTES)
+                shared = _shared(artifact)
+                data = (
+                    read_bytes(artifact.path / MANIFEST, MAX_MANIFEST_BYTES)
+                    if shared == artifact.manifest
+                    else shared.to_json()
+                )
             except (GloraDeployError, OSError):
                 if folder.in_place():
                     raise
                 continue
             if folder.in_place():
-                return data, artifact.manifest
+                return data, shared
+
+
+def _shared(artifact: Artifact) -> Manifest:
+    """The manifest without places on this machine, as far as the adapter's digest allows."""
+    shared = redacted(artifact.manifest)
+    if shared.digest() == artifact.manifest.digest() or not artifact.is_bound():
+        return shared
+    # Of all that is redacted the digest leaves out the place of the data alone.
+    training = artifact.manifest.training.model_copy(update={"data": shared.training.data})
+    return artifact.manifest.model_copy(update={"training": training})
 
 
 def _backbone(store: ArtifactStore, manifest: Manifest) -> Path:
@@ -151,4 +203,5 @@ def _backbone(store: ArtifactStore, manifest: Manifest) -> Path:
         raise ArtifactError(
             f"{folder}: its tensors have fingerprint {found[:12]}... Restore the file."
         )
+    require_intact_config(folder)
     return folder

@@ -127,7 +127,7 @@ def write_pack(
             on_bytes(len(source))
         else:
             with source.open("rb") as content:
-                _copy(content, file, record, str(source), on_bytes)
+                _copy(content, file, record, str(source), on_bytes, "Restore the file.")
         file.write(_padding(record.size_bytes))
     file.write(_END)
 
@@ -199,14 +199,14 @@ def extract(file: BinaryIO, index: PackIndex, folder: Path, where: str, on_bytes
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as target:
-            _copy(file, target, record, f"{where}: {name}", on_bytes)
+            _copy(file, target, record, f"{where}: {name}", on_bytes, "Get the file again.")
         padding = _padding(record.size_bytes)
         _require_same(file.read(len(padding)), padding, f"{where}: {name}")
     _require_same(file.read(), _END, where)
 
 
 def _copy(
-    source: BinaryIO, target: BinaryIO, record: FileRecord, where: str, on_bytes: OnBytes
+    source: BinaryIO, target: BinaryIO, record: FileRecord, where: str, on_bytes: OnBytes, fix: str
 ) -> None:
     """Copy exactly the bytes of a record, checked on the way."""
     digest, left = hashlib.sha256(), record.size_bytes
@@ -216,7 +216,7 @@ def _copy(
         left -= len(chunk)
         on_bytes(len(chunk))
     found = FileRecord(sha256=digest.hexdigest(), size_bytes=record.size_bytes - left)
-    record.require_equal(found, where, INDEX)
+    record.require_equal(found, where, INDEX, fix)
 
 
 def _header(name: str, size: int) -> bytes:
@@ -236,4 +236,4 @@ def _require_same(found: bytes, expected: bytes, where: str) -> None:
 
 
 def _no_pack(where: str) -> ArtifactError:
-    return ArtifactError(f"{where}: must be a file that 'glora pack' wrote")
+    return ArtifactError(f"{where}: must be a file that 'glora pack' wrote. Get the file again.")

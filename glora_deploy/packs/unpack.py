@@ -12,8 +12,10 @@ from pathlib import Path
 from ..errors import ArtifactError, GloraDeployError, StoreError
 from ..store.artifact import MANIFEST, write_artifact
 from ..store.atomic_files import flush, flush_tree
+from ..store.manifest import Manifest
 from ..store.prune import remove_if_unused
 from ..store.reader import CURRENT, require_slug
+from ..store.redact import redacted
 from ..store.store import ArtifactStore, move_in, replace_current
 from .pack_file import OnBytes, PackIndex, extract, read_index
 
@@ -38,9 +40,9 @@ def unpack(
 ) -> list[Unpacked]:
     """Bring the tasks of a pack into the store, all of them or none.
 
-    A version that is there already, byte for byte, stays. A task without a current version gets
-    the pack's; one that has one keeps it. A version that gets another task's name keeps its own
-    name and time; its files are written anew, since they hold the task's name.
+    A version that is there already stays; it may name the place of its data. A task without a
+    current version gets the pack's; one that has one keeps it. A version that gets another task's
+    name keeps its own name and time; its files are written anew, since they hold the task's name.
 
     Args:
         store: Gets the versions, and the backbones that it lacks. Its folder is made if it is
@@ -162,21 +164,35 @@ def _take_in(store: ArtifactStore, prepared: ArtifactStore, path: Path) -> list[
 def _is_new(
     store: ArtifactStore, prepared: ArtifactStore, task: str, version: str, path: Path
 ) -> bool:
-    """Whether a version is not in the store yet; one that is must be the same, byte for byte."""
+    """Whether a version is not in the store yet; one that is must be the same.
+
+    The same but for the place of its data, which a pack does not name and its own store may.
+    """
     place = store.inside(store.root / task / version)
     if not os.path.lexists(place):
         return True
-    try:
-        there = store.inside(place / MANIFEST).read_bytes()
-    except OSError:
-        there = b""
     # It states the digest of the adapter.
-    if there != (prepared.root / task / version / MANIFEST).read_bytes():
+    if not _is_same(place / MANIFEST, prepared.root / task / version / MANIFEST, store):
         raise StoreError(
             f"{place}: is another version than the one of that name in {path}. Give the task "
             "another name with --as, or remove that version first."
         )
     return False
+
+
+def _is_same(there: Path, packed: Path, store: ArtifactStore) -> bool:
+    try:
+        found = store.inside(there).read_bytes()
+    except OSError:
+        return False
+    new = packed.read_bytes()
+    if found == new:
+        return True
+    try:
+        ours, theirs = Manifest.from_json(found), Manifest.from_json(new)
+    except ArtifactError:  # ours is damaged
+        return False
+    return redacted(ours) == redacted(theirs)
 
 
 def _require_intact(store: ArtifactStore, task: str, version: str) -> None:

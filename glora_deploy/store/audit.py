@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +84,15 @@ def backbone_option(source: str) -> str:
     if kind in ("timm", "packaged"):
         return f"--backbone {name}"
     return f"--checkpoint {source if kind == 'random' else name}"
+
+
+def store_option(root: Path) -> str:
+    """The option of the command line for this store, after a space; empty for the default one.
+
+    >>> store_option(Path("my models")), store_option(Path("artifacts"))
+    (" --store 'my models'", '')
+    """
+    return "" if root == Path("artifacts") else f" --store {shlex.quote(str(root))}"
 
 
 def size_of(store: StoreReader, task: str) -> TaskSize:
@@ -195,8 +205,8 @@ def _lacks_backbone(store: StoreReader, task: str, version: str) -> Iterator[str
             f"{task}/{version}: cannot be exported, its backbone {backbone.source} "
             f"({backbone.fingerprint[:12]}..) is not in {store.root}. Copy "
             f"{BACKBONES}/{backbone.fingerprint} from the store that the task comes from, or "
-            f"export it once: python -m glora_deploy.export --task {task} --version {version} "
-            f"{backbone_option(backbone.source)}"
+            f"export it once: python -m glora_deploy.export --task {task} --version {version}"
+            f"{store_option(store.root)} {backbone_option(backbone.source)}"
         )
 
 

@@ -203,7 +203,9 @@ class FileRecord(Record):
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(sha256=digest, size_bytes=file.tell())
 
-    def require_equal(self, found: FileRecord, where: str, stated_in: str) -> None:
+    def require_equal(
+        self, found: FileRecord, where: str, stated_in: str, fix: str = "Restore the file."
+    ) -> None:
         """Check a file's bytes against this record.
 
         Raises:
@@ -212,12 +214,12 @@ class FileRecord(Record):
         if found.size_bytes != self.size_bytes:
             raise ArtifactError(
                 f"{where}: has {found.size_bytes} bytes on disk, {self.size_bytes} in {stated_in}. "
-                "Restore the file."
+                f"{fix}"
             )
         if found.sha256 != self.sha256:
             raise ArtifactError(
                 f"{where}: sha256 is {found.sha256[:12]}.. on disk, {self.sha256[:12]}.. in "
-                f"{stated_in}. Restore the file."
+                f"{stated_in}. {fix}"
             )
 
 

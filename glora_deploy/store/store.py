@@ -8,11 +8,13 @@ POSIX file systems only.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ from .atomic_files import (
     write_durable,
 )
 from .audit import Finding, TaskSize, audit, audit_rest, size_of, without_backbone
-from .backbone_config import seal
+from .backbone_config import require_intact_config, seal
 from .disk_space import space_for
 from .fingerprint import fingerprint as fingerprint_of
-from .folder_lock import OpenFolder, folder_lock
+from .folder_lock import OpenFolder, folder_lock, read_in_place
 from .manifest import ManifestDraft, utc_now
 from .mapped_safetensors import create_tensor_file
 from .reader import (
@@ -55,6 +57,7 @@ __all__ = [
     "TaskSize",
 ]
 
+_NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NUMBERED = re.compile(r"v([1-9][0-9]{0,17})")
 
 
@@ -86,13 +89,15 @@ class ArtifactStore(StoreReader):
         """The store in a folder that is made if it is missing.
 
         Raises:
-            StoreError: If a file is in the way.
+            StoreError: If a file is in the way, or the folder cannot be written to.
         """
         store = cls(root)
         try:
             store.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError(f"{root}: the store must be a folder, a file is in the way") from error
+        if not os.access(store.root, os.W_OK):  # before what took long would be lost
+            raise _not_writable(store.root)
         sweep(store._tmp)
         return store
 
@@ -320,10 +325,12 @@ class ArtifactStore(StoreReader):
 
         Raises:
             ValueError: If the tensors have another fingerprint.
+            ArtifactError: If it is kept already, and damaged (``require_intact_backbone``).
             StoreError: If no space is left.
         """
         place = self._backbone_folder(fingerprint)
         if self.hold_backbone(fingerprint):
+            self.require_intact_backbone(fingerprint)
             return place
         if (found := fingerprint_of(tensors)) != fingerprint:
             raise ValueError(f"the tensors must have fingerprint {fingerprint}, got {found}")
@@ -339,6 +346,18 @@ class ArtifactStore(StoreReader):
             flush_tree(new)
             self.move_in_backbone(new)
         return place
+
+    def require_intact_backbone(self, fingerprint: str) -> None:
+        """Check a backbone, if it is kept, as far as that takes no time: its tensors are not read.
+
+        What takes long and ends in ``put_backbone`` calls it first.
+
+        Raises:
+            ArtifactError: If its config.json, or the header of its weights, is damaged.
+        """
+        place = self._backbone_folder(fingerprint)
+        if place.is_dir():
+            read_in_place(place, partial(require_intact_config, place))
 
     def move_in_backbone(self, new: Path) -> bool:
         """Keep and hold a backbone whose finished folder lies in ``scratch``, by its name there.
@@ -408,9 +427,9 @@ class ArtifactStore(StoreReader):
             what: Named in the error when no space is left.
 
         Raises:
-            StoreError: If no space is left.
+            StoreError: If no space is left, or the store cannot be written to.
         """
-        with space_for(what, self.root, "store", StoreError):
+        with space_for(what, self.root, "store", StoreError), _leave_to_write(self.root):
             sweep(self._tmp)
             with scratch_folder(self._tmp) as folder:
                 yield folder
@@ -541,4 +560,32 @@ def _remove_if_empty(folder: Path) -> None:
 def _gone(artifact: Artifact) -> NotInStoreError:
     return NotInStoreError(
         f"{artifact.path}: {artifact.task}/{artifact.version} is not in the store"
+    )
+
+
+@contextmanager
+def _leave_to_write(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LEAVE or not _is_of_writing(error, root):
+            raise
+        raise _not_writable(root) from error
+
+
+def _not_writable(root: Path) -> StoreError:
+    return StoreError(
+        f"{root}: the store must be writable, this user may not write to it; it is as it was. "
+        "Change who may, or give a copy of it with --store."
+    )
+
+
+def _is_of_writing(error: OSError, root: Path) -> bool:
+    """Whether an error without leave comes from a change in the store, not from reading a file."""
+    names = (error.filename, error.filename2)
+    paths = [Path(name) for name in names if isinstance(name, str | Path)]
+    return any(
+        path.is_relative_to(root / ".tmp")
+        or (path.is_relative_to(root) and not os.access(path.parent, os.W_OK))
+        for path in paths
     )

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from factories import make_draft, make_tensors
 from glora_deploy.errors import ArtifactError, GloraDeployError, NotInStoreError, StoreError
@@ -20,7 +22,7 @@ from glora_deploy.packs import pack_file, unpack as unpack_module
 from glora_deploy.packs.pack import pack
 from glora_deploy.packs.pack_file import INDEX, PackIndex
 from glora_deploy.packs.unpack import Unpacked, unpack
-from glora_deploy.store.artifact import ADAPTER, MANIFEST, write_artifact
+from glora_deploy.store.artifact import ADAPTER, MANIFEST, Artifact, write_artifact
 from glora_deploy.store.export_record import ExportRecord
 from glora_deploy.store.fingerprint import fingerprint
 from glora_deploy.store.manifest import FileRecord
@@ -209,12 +211,98 @@ def test_a_version_removed_while_it_is_packed_is_named(
         if "v2" not in store.versions("pets"):
             put(store, "pets", 2, version="v2", make_current=False)
         action = lambda on=on: pack(  # noqa: E731
-            store, [("pets", None)], tmp_path / "p.tar", **{on: remove}
+            store, [("pets", None), ("pets", "v2")], tmp_path / "p.tar", **{on: remove}
         )
         assert refusal(action, NotInStoreError) == (
             f"no version 'v2' of task 'pets' in {store.root}; versions here: v1"
         )
         assert not (tmp_path / "p.tar").exists()
+
+
+PLACE = "folder:/home/ann/clients/acme"
+
+
+def put_from(store: ArtifactStore, task: str, **training: Any) -> Artifact:
+    """A version that says more of its training."""
+    store.put_backbone(DIGESTS[0], BACKBONES[0], {"name": "toy"})
+    draft = make_draft()
+    recorded = draft.backbone.model_copy(update={"fingerprint": DIGESTS[0]})
+    said = draft.training.model_copy(update=training)
+    draft = draft.model_copy(update={"backbone": recorded, "training": said})
+    return store.put(task, make_tensors(draft), draft)
+
+
+def unbind(artifact: Artifact) -> None:
+    """Make an artifact one that an older release wrote: its adapter states no digest."""
+    data = save(artifact.tensors(), {"glora_deploy": "{}"})
+    (artifact.path / ADAPTER).write_bytes(data)
+    manifest = artifact.manifest.model_copy(update={"adapter": FileRecord.of_bytes(data)})
+    (artifact.path / MANIFEST).write_bytes(manifest.to_json())
+
+
+def test_a_pack_names_no_place_of_the_data_and_its_own_store_keeps_it(tmp_path: Path) -> None:
+    store, file = ArtifactStore.create(tmp_path / "store"), tmp_path / "dogs.tar"
+    artifact = put_from(store, "dogs", data=PLACE)
+    before = content(store.root)
+    pack(store, [("dogs", None)], file)
+    assert b"acme" not in file.read_bytes()
+    other = ArtifactStore(tmp_path / "other")
+    unpack(other, file)
+    assert other.verify() == []
+    found = other.get("dogs")
+    assert found.manifest.training.data == "folder"
+    assert found.manifest.digest() == artifact.manifest.digest()
+    assert found.is_bound()
+    for there in (store, other):
+        assert unpack(there, file) == [Unpacked("dogs", "v1", is_new=False)]
+    assert content(store.root) == before
+    pack(other, [("dogs", None)], tmp_path / "again.tar")
+    assert (tmp_path / "again.tar").read_bytes() == file.read_bytes()
+
+
+def test_a_pack_of_an_older_import_keeps_the_name_of_the_model_alone(tmp_path: Path) -> None:
+    store, file = ArtifactStore.create(tmp_path / "store"), tmp_path / "dogs.tar"
+    artifact = put_from(store, "dogs", data=PLACE, settings={"trained_on": "/home/ann/vit"})
+    pack(store, [("dogs", None)], file)
+    assert b"acme" not in file.read_bytes()
+    bound = ArtifactStore(tmp_path / "bound")
+    unpack(bound, file)  # the digest covers the settings, so they are as they were
+    assert bound.get("dogs").manifest.training.settings == {"trained_on": "/home/ann/vit"}
+    unbind(artifact)
+    file.unlink()
+    store.release_backbones()
+    shutil.rmtree(store.backbones)  # an unbound manifest would have to agree with it
+    pack(store, [("dogs", None)], file, with_backbones=False)
+    assert b"ann" not in file.read_bytes()
+    other = ArtifactStore(tmp_path / "other")
+    unpack(other, file)
+    assert other.get("dogs").manifest.training.settings == {"trained_on": "vit"}
+    assert unpack(store, file) == [Unpacked("dogs", "v1", is_new=False)]
+
+
+@pytest.mark.parametrize("when", ["listed", "on_size", "on_bytes"])
+def test_what_is_left_of_a_task_from_which_a_version_is_removed_is_packed(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def remove(_: int = 0) -> None:
+        if "v2" in store.versions("pets"):
+            store.remove("pets", "v2")
+
+    pack(store, [("pets", "v1")], tmp_path / "v1.tar")
+    if when == "listed":
+        names = store.versions
+
+        def then_removed(task: str) -> list[str]:
+            found = names(task)
+            if "v2" in found:
+                store.remove("pets", "v2")
+            return found
+
+        monkeypatch.setattr(store, "versions", then_removed)
+    options: dict[str, Any] = {} if when == "listed" else {when: remove}
+    index = pack(store, [("pets", None)], tmp_path / "p.tar", **options)
+    assert list(index.tasks["pets"].versions) == ["v1"]
+    assert (tmp_path / "p.tar").read_bytes() == (tmp_path / "v1.tar").read_bytes()
 
 
 # Out of the file

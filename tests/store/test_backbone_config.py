@@ -115,6 +115,24 @@ def test_a_seal_names_both_sides_and_the_way_out(tmp_path: Path) -> None:
     )
 
 
+def test_a_damaged_backbone_is_not_taken_for_the_one_that_is_put(tmp_path: Path) -> None:
+    store, artifact, folder = make_task(tmp_path)
+    digest, config = artifact.manifest.backbone.fingerprint, make_config(artifact.manifest)
+    good = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, data in (("config.json", b"[]\n"), ("model.safetensors", b"")):
+        (folder / name).write_bytes(data)
+        for action in (
+            lambda: store.require_intact_backbone(digest),
+            lambda: store.put_backbone(digest, TENSORS, config),
+        ):
+            with pytest.raises(ArtifactError, match=f"^{folder}/{name}: "):
+                action()
+        (folder / name).write_bytes(good[name])
+    assert store.put_backbone(digest, TENSORS, config) == folder
+    store.require_intact_backbone(digest)
+    store.require_intact_backbone("ab" * 32)  # not kept, so nothing about it is damaged
+
+
 @pytest.mark.parametrize("data", [b"[]", b"null", b"", b"{}", b'{"arch": 1}'])
 def test_of_an_older_release_it_must_at_least_be_a_configuration(
     tmp_path: Path, data: bytes

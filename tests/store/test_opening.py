@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ def test_opening_needs_a_folder_that_exists(tmp_path: Path) -> None:
         )
     assert ArtifactStore.create(missing).tasks() == []
     assert ArtifactStore.open(str(missing)).tasks() == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_made_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert refusal(lambda: ArtifactStore.create(tmp_path)) == (
+        f"{tmp_path}: the store must be writable, this user may not write to it; it is as it was. "
+        "Change who may, or give a copy of it with --store."
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_reached_through_a_link_is_an_ordinary_store(

@@ -497,6 +497,20 @@ def test_whatever_else_the_format_refuses_is_refused_before_an_epoch(
     assert not (tmp_path / "store").exists()
 
 
+def test_a_damaged_backbone_in_the_store_is_refused_before_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outcome,) = train(tmp_path, method="lora")
+    digest = outcome.artifact.manifest.backbone.fingerprint
+    folder = ArtifactStore.open(tmp_path).backbone_path(digest)
+    (folder / "config.json").write_bytes(b"[]\n")
+    trained = spy_on_epochs(monkeypatch)
+    with pytest.raises(ArtifactError, match=r"config\.json: sha256 is .* Restore it, or remove"):
+        train(tmp_path, method="lora")
+    assert trained == []
+    assert ArtifactStore.open(tmp_path).versions("colours") == ["v1"]
+
+
 def test_more_images_per_step_than_there_are_is_refused_and_the_schedules_own_is_cut(
     tmp_path: Path,
 ) -> None:

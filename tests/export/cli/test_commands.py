@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from glora_deploy.export.cli.commands import app
 from glora_deploy.export.int8.report import QuantizeReport
 from glora_deploy.export.onnx_model.ort_session import OnnxSession
+from glora_deploy.export.triton_repository.config_pbtxt import HEADER
 from glora_deploy.machine import Machine
 from glora_deploy.parity import Report
 from stored_tasks import make_backbone, make_overflowing_backbone, make_stored_task
@@ -273,6 +274,25 @@ def test_several_tasks_go_into_one_triton_repository(tmp_path: Path) -> None:
         "pets",
     ]
     assert (out / "pets/1/model.onnx/model.safetensors").is_file()
+
+
+def test_a_model_folder_with_files_of_the_users_is_refused_before_any_work(tmp_path: Path) -> None:
+    _, artifact = make_stored_task(tmp_path / "store")
+    mine = tmp_path / "models/pets/mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    (mine.parent / "config.pbtxt").write_text(HEADER)
+    result = run(
+        "--task", "pets", "--fmt", "triton", "--store", tmp_path / "store", "--out",
+        tmp_path / "models",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: {mine.parent}: must hold one model and nothing else, since it is replaced whole, "
+        "got mine.txt. Move what is not the model's away.\n"
+    )
+    assert not (artifact.path / "exports").exists()
+    assert mine.read_text() == "mine"
 
 
 def test_triton_serves_the_quantised_model_if_that_is_asked_for(tmp_path: Path) -> None:

@@ -436,6 +436,37 @@ def test_a_version_that_someone_put_into_our_model_is_not_removed(tmp_path: Path
     assert (repository / "pets" / "9").is_dir()
 
 
+@pytest.mark.parametrize(
+    "name", ["mine.txt", "warmup/mine", "1/notes.txt", "1/model.onnx/mine", "drafts/a", "2"]
+)
+def test_a_file_that_someone_put_into_our_model_is_not_removed(tmp_path: Path, name: str) -> None:
+    repository = tmp_path / "repository"
+    write_triton(repository, [make_export(tmp_path)], TritonConfig())
+    mine = repository / "pets" / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    before = contents(repository)
+    with pytest.raises(ExportError) as caught:
+        write_triton(repository, [make_export(tmp_path)], TritonConfig())
+    assert str(caught.value) == (
+        f"{repository}/pets: must hold one model and nothing else, since it is replaced whole, got "
+        f"{name.removesuffix('/a')}. Move what is not the model's away."
+    )
+    assert contents(repository) == before
+
+
+def test_a_file_put_into_our_model_while_the_new_one_is_built_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    write_triton(repository, [make_export(tmp_path)], TritonConfig())
+    mine = repository / "pets" / "mine.txt"
+    monkeypatch.setattr(triton, "flush_tree", lambda _: mine.write_text("mine"))
+    with pytest.raises(ExportError, match=r"nothing else, .*, got mine\.txt\."):
+        write_triton(repository, [make_export(tmp_path)], TritonConfig())
+    assert mine.read_text() == "mine"
+
+
 def test_an_export_that_failed_its_parity_check_is_refused(tmp_path: Path) -> None:
     good, bad = make_export(tmp_path), make_export(tmp_path, "signs", usable=False)
     with pytest.raises(ParityError, match="signs-v1: must have passed its parity check, it failed"):
