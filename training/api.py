@@ -15,6 +15,7 @@ from glora_deploy.glora.forms import LayerKind
 
 from .config import (
     DEMO_LR,
+    DeviceName,
     Method,
     RunConfig,
     Schedule,
@@ -25,7 +26,6 @@ from .config import (
 )
 
 if TYPE_CHECKING:  # they bring torch, which a wrong setting need not wait for
-    from .device import DeviceName
     from .methods import OnProgress
     from .pipeline import Outcome
 

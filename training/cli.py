@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress, TaskID
 
-from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import (
     make_table,
     one_line_errors,
@@ -16,22 +15,13 @@ from glora_deploy.console import (
     stderr,
     stdout,
 )
-from glora_deploy.glora.forms import LayerKind
 
-from .config import Method, RunConfig, Schedule
-from .device import DeviceName
-from .options import (
-    choice,
-    data_spec,
-    parse_count,
-    parsed,
-    require_data,
-    require_effect,
-    search_config,
-    train_config,
-    wrong_settings,
-)
-from .pipeline import Outcome, run
+from . import api
+from .config import DeviceName, Method, Schedule
+from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
+
+if TYPE_CHECKING:  # it brings torch, which --help and wrong usage do without
+    from .pipeline import Outcome
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -200,50 +190,42 @@ def train(
     with (
         one_line_errors("interrupted; the same command goes on where it stopped"),
         wrong_settings(),
+        progress_bars(quiet=quiet) as bars,
     ):
-        require_data(task, data, backbone)
-        kinds = cast(tuple[LayerKind, ...], tuple(layers.split(",")))
-        searching = {
-            "population": population,
-            "generations": generations,
-            "max_parameters": parsed("--max-parameters", parse_count, max_parameters),
-        }
-        require_effect(method, kinds, ranks, {**searching, "retrain": retrain or None})
-        training = train_config(
-            schedule,
-            method,
-            kinds,
-            demo=(backbone or "demo-vit") == "demo-vit",
+        outcomes = api.train(
+            task,
+            data=data,
+            split=split,
+            skip_unreadable=skip_unreadable,
+            allow_duplicates=allow_duplicates,
+            allow_empty_classes=allow_empty_classes,
+            backbone=backbone,
+            checkpoint=checkpoint,
+            input_size=input_size,
+            store=store,
+            version=version,
+            method=method,
+            schedule=schedule,
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
             drop_path=drop_path,
-            ranks=ranks,
+            ranks=parsed("--ranks", parse_numbers, ranks),
+            layers=layers,
             include=include,
             exclude=exclude,
-        )
-        config = RunConfig(
-            task=task,
-            data=data_spec(data or task, split),
-            backbone=backbone or "demo-vit",
-            weights=checkpoint,
-            input_size=parsed("--input-size", parse_size, input_size),
-            method=method,
-            train=training,
-            search=search_config(schedule, searching) if method == "glora" else None,
+            max_parameters=parsed("--max-parameters", parse_count, max_parameters),
+            population=population,
+            generations=generations,
+            retrain=retrain,
+            compare_lora=compare_lora,
             seed=seed,
             device=device,
-            version=version,
-            compare_lora=compare_lora,
-            retrain=retrain,
             resume=resume,
             restart=restart,
-            skip_unreadable=skip_unreadable,
-            allow_duplicates=allow_duplicates,
-            allow_empty_classes=allow_empty_classes,
+            report=_Bars(bars),
+            tell=_tell,
         )
-        with progress_bars(quiet=quiet) as bars:
-            outcomes = run(config, store, _Bars(bars), _tell)
     _print(outcomes, store)
 
 

@@ -14,6 +14,7 @@ from glora_deploy.glora.forms import LayerKind
 from glora_deploy.store.manifest_fields import slug_problem
 
 Schedule = Literal["short", "paper"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 Method = Literal["glora", "lora"]
 
 DEMO_LR = 1e-2

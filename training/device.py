@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-DeviceName = Literal["auto", "cpu", "cuda"]
+from .config import DeviceName
 
 
 def choose_device(name: str) -> torch.device:

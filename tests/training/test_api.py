@@ -27,7 +27,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
         return []
 
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(cli, "run", run, raising=False)
     return asked
 
 

@@ -10,7 +10,7 @@ import torch
 
 from glora_deploy.backbones.load import outline
 from glora_deploy.store.store import ArtifactStore
-from glora_deploy.training import cli
+from glora_deploy.training import pipeline
 from glora_deploy.training.cli import main
 from glora_deploy.training.options import parse_count
 
@@ -124,7 +124,7 @@ def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
         ("--ranks", "0", "ranks must be one or more distinct numbers of at least 1, got 0"),
         ("--max-parameters", "many", "a count must look like 150000, 150k or 0.5M, got 'many'"),
         ("--max-parameters", "", "a count must look like 150000, 150k or 0.5M, got ''"),
-        ("--data", "nonesuch", "a task must be one of digits, photos, position, orientation, or"),
+        ("--data", "nonesuch", "data must be one of digits, photos, position, orientation, or"),
         ("--version", "a/b", "version must be 1 to 64 of"),
         ("--epochs", "0", "epochs must be at least 1, got 0"),
         ("--lr", "-1", "lr must be finite and above 0, got -1.0"),
@@ -165,10 +165,10 @@ def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
     ("arguments", "said"),
     [
         (("--task", "../evil", "--data", "digits"), "--task: task must be 1 to 64 of A-Z a-z 0-9"),
-        (("--task", "pets"), "--data: a task must be one of digits, photos, position, orientation"),
+        (("--task", "pets"), "--data: data must be one of digits, photos, position, orientation"),
         (
             ("--task", "pets", "--data", "folder:images"),
-            "--backbone: your own images need one. To start with: vit_small_patch14_dinov2.lvd142m",
+            "--backbone: backbone must be named for images of your own. To start with:",
         ),
         (
             ("--task", "x", "--data", "foo:bar", "--backbone", "demo-vit"),
@@ -188,7 +188,7 @@ def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
         ),
         (
             ("--task", "digits", "--layers", "affine", "--ranks", "4"),
-            "--ranks: has no effect with --layers affine",
+            "--ranks: no effect on affine layers",
         ),
         (
             ("--task", "digits", "--layers", "affine", "--compare-lora"),
@@ -233,7 +233,7 @@ def test_an_interrupt_tells_how_to_go_on(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run", interrupted)
+    monkeypatch.setattr(pipeline, "run", interrupted)
     monkeypatch.chdir(tmp_path)
     assert call("--task", "digits", "--quiet", monkeypatch=monkeypatch) == 130
     captured = capsys.readouterr()
