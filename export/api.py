@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from glora_deploy.parity import DEFAULT_LIMITS, Limits
+from glora_deploy.parity import limits_with
 from glora_deploy.precision import Precision
-from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.export_record import Format
 from glora_deploy.store.store import ArtifactStore
 
@@ -142,7 +141,7 @@ def export(
         precision=precision,
         single_file=single_file,
         n_images=images,
-        limits=_limits(precision, max_error),
+        limits=limits_with(precision, max_error),
         quantize=QuantizeConfig(
             max_loss=max_loss,
             n_calibration=calibration_images,
@@ -154,7 +153,9 @@ def export(
     opened = ArtifactStore.open(store)
     artifact = opened.get(task, version)
     if backbone or checkpoint:
-        _provide_backbone(opened, artifact, backbone, checkpoint)
+        from .stored_backbone import provide_named_backbone
+
+        provide_named_backbone(opened, artifact.manifest, backbone, checkpoint)
     done = run(opened, artifact, config, on_step=on_step)
     done.report.require_passed()
     if folder is not None:
@@ -186,30 +187,3 @@ def _require_effect(settings: Mapping[str, Any], formats: Collection[Format]) ->
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _limits(precision: Precision, max_error: float | None) -> dict[Precision, Limits]:
-    limits = dict(DEFAULT_LIMITS)
-    if max_error is not None:
-        if not max_error >= 0:
-            raise ValueError(f"max_error must be at least 0, got {max_error}")
-        limits[precision] = limits[precision].model_copy(update={"max_error": max_error})
-    return limits
-
-
-def _provide_backbone(
-    store: ArtifactStore, artifact: Artifact, name: str | None, checkpoint: Path | str | None
-) -> None:
-    """Check a backbone that the caller has, and keep it in the store."""
-    from glora_deploy.backbones.load import load_backbone
-
-    from .stored_backbone import provide_backbone
-
-    recorded = artifact.manifest.backbone
-    loaded = load_backbone(
-        name or recorded.name,
-        checkpoint=checkpoint,
-        input_size=recorded.input_size[1:],
-        model_args=recorded.model_args,
-    )
-    provide_backbone(store, artifact.manifest, loaded)

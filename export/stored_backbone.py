@@ -68,3 +68,30 @@ def provide_backbone(store: ArtifactStore, manifest: Manifest, backbone: Backbon
     require_same_backbone(manifest, backbone)
     tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
     store.put_backbone(backbone.fingerprint, tensors, backbone.config())
+
+
+def provide_named_backbone(
+    store: ArtifactStore, manifest: Manifest, name: str | None, checkpoint: Path | str | None
+) -> None:
+    """Load the backbone that a user names for this delta, and put it into the store.
+
+    Args:
+        store: Gets it.
+        manifest: Of the delta.
+        name: timm's, or a packaged one; the delta's own by default.
+        checkpoint: Weights in a file, or ``random:SEED``.
+
+    Raises:
+        GloraDeployError: If it cannot be loaded, or is another than the delta was trained on.
+        ValueError: If there is no such network.
+    """
+    from glora_deploy.backbones.load import load_backbone
+
+    recorded = manifest.backbone
+    loaded = load_backbone(
+        name or recorded.name,
+        checkpoint=checkpoint,
+        input_size=recorded.input_size[1:],
+        model_args=recorded.model_args,
+    )
+    provide_backbone(store, manifest, loaded)

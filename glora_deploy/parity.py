@@ -56,6 +56,20 @@ DEFAULT_LIMITS: dict[Precision, Limits] = {
 }
 
 
+def limits_with(precision: Precision, max_error: float | None) -> dict[Precision, Limits]:
+    """The default limits, with another ``max_error`` for one precision.
+
+    Raises:
+        ValueError: If it is below 0 or not a number.
+    """
+    limits = dict(DEFAULT_LIMITS)
+    if max_error is not None:
+        if not max_error >= 0:
+            raise ValueError(f"max_error must be at least 0, got {max_error}")
+        limits[precision] = limits[precision].model_copy(update={"max_error": max_error})
+    return limits
+
+
 class Comparison(_Value):
     """How far one array of logits is from another, over all images."""
 

@@ -10,11 +10,12 @@ from typing import Annotated, Literal, cast
 import typer
 
 from glora_deploy.console import wrong_usage_of
+from glora_deploy.parity import limits_with
 from glora_deploy.precision import Precision
 
 from ..int8.saturation import Target
 from ..tensorrt_plan.plan_json import Backend, HardwareCompatibility, PlanConfig
-from .each_task import for_each, limits_with, open_task
+from .each_task import for_each, open_task
 from .import_adapter import import_adapter
 from .options import (
     BackboneOption,

@@ -9,8 +9,6 @@ import typer
 
 from glora_deploy.console import one_line_errors
 from glora_deploy.interrupt import INTERRUPTED
-from glora_deploy.parity import DEFAULT_LIMITS, Limits
-from glora_deploy.precision import Precision
 from glora_deploy.quiet import only_errors
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.store import ArtifactStore
@@ -50,25 +48,8 @@ def open_task(
     store = ArtifactStore.open(root)
     artifact = store.get(task, version)
     if backbone or checkpoint:
-        from glora_deploy.backbones.load import load_backbone
+        from ..stored_backbone import provide_named_backbone
 
-        from ..stored_backbone import provide_backbone
-
-        recorded = artifact.manifest.backbone
         with only_errors(quiet):
-            loaded = load_backbone(
-                backbone or recorded.name,
-                checkpoint=checkpoint,
-                input_size=recorded.input_size[1:],
-                model_args=recorded.model_args,
-            )
-            provide_backbone(store, artifact.manifest, loaded)
+            provide_named_backbone(store, artifact.manifest, backbone, checkpoint)
     return store, artifact
-
-
-def limits_with(precision: Precision, max_error: float | None) -> dict[Precision, Limits]:
-    """The default limits, with another ``max_error`` for one precision."""
-    limits = dict(DEFAULT_LIMITS)
-    if max_error is not None:
-        limits[precision] = limits[precision].model_copy(update={"max_error": max_error})
-    return limits

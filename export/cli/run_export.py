@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from glora_deploy.console import one_line_errors, stderr, stdout
+from glora_deploy.parity import limits_with
 from glora_deploy.precision import Precision
 from glora_deploy.quiet import only_errors
 from glora_deploy.store.artifact import Artifact
@@ -17,7 +18,7 @@ from ..int8.saturation import Target
 from ..out_folder import require_no_export, require_replaceable
 from ..tensorrt_plan.plan_json import PlanConfig
 from ..triton_repository.model_folder import read_versions
-from .each_task import for_each, limits_with, open_task
+from .each_task import for_each, open_task
 from .progress import hub_steps, steps
 from .proof import Proof, print_proof, print_sizes
 
