@@ -127,7 +127,7 @@ class PreprocessingRecord(Record):
 
 
 class PathsRecord(Record):
-    """The path of each support, as ``paths.Path`` prints it."""
+    """The path of each support, as ``glora.forms.Form`` prints it."""
 
     A: _PathText
     B: _PathText
