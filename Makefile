@@ -29,7 +29,7 @@ $(STAMP):
 	@$(BIN)/python -c '' 2>/dev/null || rm -rf $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(INSTALLER) -e '.[cpu,demo,dev,rtx]'
+	$(INSTALLER) -e '.[cpu,demo,dev,docs,report,rtx,serve]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
