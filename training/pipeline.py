@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from glora_deploy.store.store import ArtifactStore
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
 from .device import choose_device
 from .evaluate import accuracies
+from .event_files import EventFiles, require_tensorboard
 from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
 from .record import draft_of, require_storable, tensors_of
@@ -84,6 +86,8 @@ def run(
         ValueError: If what would come out cannot be stored.
     """
     _require_new_version(config, root)
+    if config.tensorboard is not None:
+        require_tensorboard()
     device = choose_device(config.device)
     require_writable(root)
     notes = _require_backbone(config)
@@ -121,8 +125,9 @@ def run(
             _read(images, name, backbone, device, report)
             for name, images in (("train", data.train), ("val", data.val))
         )
-        job = Job(config, backbone, data, train, val, device, folder, report)
-        trained = _train(job)
+        with closing(EventFiles(config.tensorboard, config.task, folder)) as events:
+            job = Job(config, backbone, data, train, val, device, folder, events, report)
+            trained = _train(job)
         if note := _nothing_adapted(job, trained[0]):
             tell(note)
         tested = _test(job, trained)
@@ -210,7 +215,7 @@ def _require_new_version(config: RunConfig, root: Path) -> None:
 def _request(config: RunConfig) -> dict[str, Any]:
     """What an interrupted run and its continuation must be asked alike to give the same bits."""
     asked = asdict(config)
-    for free in ("task", "resume", "restart", "version", "weights", "device"):
+    for free in ("task", "resume", "restart", "version", "weights", "device", "tensorboard"):
         del asked[free]
     for seen_in_splits in ("skip_unreadable", "allow_duplicates", "allow_empty_classes"):
         del asked[seen_in_splits]
