@@ -99,7 +99,13 @@ def test_a_run_gone_on_with_shows_every_epoch_once(tmp_path: Path, from_the_star
     with pytest.raises(KeyboardInterrupt):
         run(make_config(events if from_the_start else None), store, interrupt)
     if from_the_start:
-        assert [step for step, _ in read(only_folder(events) / "training")["loss"]] == [1, 2, 3, 4, 5]
+        assert [step for step, _ in read(only_folder(events) / "training")["loss"]] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
     (outcome,) = train(store, events)
     (stage,) = history(outcome).stages
     assert read(only_folder(events) / "training") == expected(stage)

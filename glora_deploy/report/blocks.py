@@ -1,0 +1,108 @@
+"""What a page is made of: sections of figures, tables and pictures, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from .canvas import Drawing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A drawing with its words."""
+
+    name: str
+    """Of its PNG, without the ending; unique on the page."""
+    drawing: Drawing
+    alt: str
+    """What it shows, for who cannot see it."""
+    caption: str
+
+    kind: Literal["figure"] = "figure"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table; every cell is text."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """The first cell of a row names it."""
+    numbers: frozenset[int] = frozenset()
+    """Columns to align right."""
+    folded: str = ""
+    """What to press to see it; always seen if empty."""
+
+    kind: Literal["table"] = "table"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One image of the data."""
+
+    png: bytes
+    alt: str
+    lines: tuple[str, ...]
+    """Below it; the first stands out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """Images of the data side by side."""
+
+    name: str
+    """Of the PNG that holds them all."""
+    pictures: tuple[Picture, ...]
+    sheet: bytes
+    """All of them in one PNG."""
+    caption: str
+
+    kind: Literal["gallery"] = "gallery"
+
+
+Block: TypeAlias = Figure | Table | Gallery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One question and what answers it."""
+
+    name: str
+    """Anchor in the page."""
+    title: str
+    lead: str = ""
+    """What is to be seen, and how it was computed."""
+    blocks: tuple[Block, ...] = ()
+    missing: str = ""
+    """Why there is nothing, if there is nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One number that says much."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share, 0 to 1, in words; nothing for None.
+
+    >>> percent(0.5), percent(None)
+    ('50.0%', '')
+    """
+    return "" if share is None else f"{share:.{digits}%}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
