@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO, StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import MissingDependencyError
-from .palette import INK, MUTED, RULE, VARIABLES
+from .palette import INK, MUTED, PAPER, RULE, VARIABLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +101,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(cast(Any, _STYLE)), warnings.catch_warnings():
         # Names in Chinese, say: browsers have such letters, the font of the PNG has a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -107,7 +110,7 @@ def draw(
         paint([each for row in axes for each in row])
         svg, png = StringIO(), BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": ""})
+        figure.savefig(png, format="png", dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": ""})
     return Drawing(_for_page(svg.getvalue(), name), png.getvalue())
 
 
@@ -127,3 +130,37 @@ def _tag_for_page(tag: str, name: str) -> str:
     for colour, variable in VARIABLES.items():
         tag = tag.replace(colour, f"var({variable})")
     return tag.replace(f"'{_FONT}'", "var(--sans)")
+
+
+def fill_cell(axis: Axes, column: int, row: int, *, colour: str, strength: float) -> None:
+    """Paint one cell of a grid whose cells lie around whole numbers.
+
+    Args:
+        axis: The grid's.
+        column: Of the cell.
+        row: Of the cell.
+        colour: Of a full cell.
+        strength: Opacity, 0 to 1; at 0 it has an outline alone.
+    """
+    left, right, top, bottom = column - 0.46, column + 0.46, row - 0.45, row + 0.45
+    x, y = [left, right, right, left], [top, top, bottom, bottom]
+    if strength > 0:
+        axis.fill(x, y, facecolor=colour, alpha=strength, linewidth=0)
+    else:
+        axis.fill(x, y, facecolor="none", edgecolor=RULE, linewidth=0.6)
+
+
+def fill_cells(axis: Axes, strengths: NDArray[np.float64], *, colour: str) -> None:
+    """Paint a whole grid as one picture.
+
+    Args:
+        axis: The grid's.
+        strengths: Opacity of each cell, ``(rows, columns)``, 0 to 1.
+        colour: Of a full cell; the picture has it on light and dark pages alike.
+    """
+    from matplotlib.colors import to_rgb
+
+    pixels = np.empty((*strengths.shape, 4))
+    pixels[..., :3] = to_rgb(colour)
+    pixels[..., 3] = np.sqrt(strengths)  # what is rare must be seen too
+    axis.imshow(pixels, interpolation="nearest")

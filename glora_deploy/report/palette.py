@@ -1,8 +1,12 @@
-"""The colours of a report. A figure is drawn in those of the light page; in the dark one they
-become variables of its style sheet, so that one drawing serves both."""
+"""The colours of a report.
+
+A figure is drawn in those of the light page. In the page they become variables of its style sheet,
+which have other values on a dark screen: one drawing serves both.
+"""
 
 from __future__ import annotations
 
+PAPER = "#ffffff"
 INK = "#1c2430"
 MUTED = "#5b6675"
 RULE = "#d3d9e2"
@@ -11,6 +15,7 @@ SECOND = "#b4531a"
 THIRD = "#167a5e"
 
 VARIABLES = {
+    PAPER: "--card",
     INK: "--ink",
     MUTED: "--muted",
     RULE: "--rule",

@@ -53,7 +53,7 @@ def _paint(axes: list[Axes], search: SearchRecord) -> None:
     progress.plot(x, search.means(), color=MUTED, marker="o", markersize=4, label="mean")
     progress.set_title("Progress")
     progress.set_xlabel("generation, 0 is random")
-    progress.xaxis.get_major_locator().set_params(integer=True)
+    progress.locator_params(axis="x", integer=True)
     progress.yaxis.set_major_formatter("{x:.0%}")
     progress.legend(loc="best")
     last = max(len(search.generations) - 1, 1)
@@ -79,7 +79,7 @@ def _paint(axes: list[Axes], search: SearchRecord) -> None:
     scatter.set_title("Accuracy against size")
     scatter.set_xlabel("parameters of the supports")
     scatter.xaxis.set_major_formatter("{x:,.0f}")
-    scatter.xaxis.get_major_locator().set_params(nbins=4)
+    scatter.locator_params(axis="x", nbins=4)
     scatter.yaxis.set_major_formatter("{x:.0%}")
     scatter.legend(loc="best")
 

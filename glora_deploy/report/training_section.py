@@ -48,7 +48,7 @@ def _paint(axes: list[Axes], history: History) -> None:
     ):
         axis.set_title(title)
         axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
     for stage in history.stages:
         x = [each.epoch for each in stage.epochs]
         mark = "o" if len(x) <= _FEW else ""
