@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..evaluation.evaluate_version import Evaluation
 from ..evaluation.metrics import ClassMetrics, Metrics
 from ..wording import count_of
-from .blocks import Figure, Section, Table, listed, percent
+from .blocks import Figure, Section, Table, listed, percent, shortened
 from .canvas import draw, fill_cell, fill_cells
 from .palette import ACCENT, INK, PAPER
 
@@ -20,7 +20,6 @@ MOST_NAMES = 40
 """So many classes are named at the edges."""
 MOST_ROWS = 200
 """Rows of the table of classes."""
-_LONGEST = 18
 
 
 def answers_section(evaluation: Evaluation | None, why_not: str) -> Section:
@@ -38,7 +37,8 @@ def answers_section(evaluation: Evaluation | None, why_not: str) -> Section:
     lead = (
         f"{metrics.n_correct:,} of {count_of(metrics.n_images, 'image')} of the {evaluation.split} "
         f"split are answered right: {percent(metrics.accuracy)}, with a 95% interval of "
-        f"{percent(low)} to {percent(high)}. Mean over the classes: {percent(metrics.balanced_accuracy)}. "
+        f"{percent(low)} to {percent(high)}. The mean over the classes is "
+        f"{percent(metrics.balanced_accuracy)}. "
         f"Mean confidence is {percent(metrics.mean_confidence)}, with an expected calibration "
         f"error of {percent(metrics.calibration_error)}."
     )
@@ -52,11 +52,15 @@ def answers_section(evaluation: Evaluation | None, why_not: str) -> Section:
 
 def _confusion(metrics: Metrics) -> Figure:
     n = len(metrics.labels)
-    side = max(3.6, min(6.6, 1.6 + 0.42 * n))
+    side = max(3.6, min(6.6, 1.4 + 0.34 * n))
     return Figure(
-        name="confusion",
-        drawing=draw(
-            "confusion", lambda axes: _paint_confusion(axes[0], metrics), width=side, height=side
+        drawings=(
+            draw(
+                "confusion",
+                lambda axes: _paint_confusion(axes[0], metrics),
+                width=side,
+                height=side,
+            ),
         ),
         alt=f"Confusion matrix of {count_of(n, 'class')}. {_mistakes_in_words(metrics)}",
         caption=(
@@ -95,15 +99,11 @@ def _paint_confusion(axis: Axes, metrics: Metrics) -> None:
     axis.grid(visible=False)
     axis.tick_params(length=0)
     if n <= MOST_NAMES:
-        names = [_short(label) for label in metrics.labels]
+        names = [shortened(label) for label in metrics.labels]
         axis.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axis.set_yticks(range(n), names)
     axis.set_xlabel("answer")
     axis.set_ylabel("class")
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
 
 
 def _mistakes_in_words(metrics: Metrics) -> str:

@@ -11,13 +11,12 @@ from .canvas import Drawing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A drawing with its words."""
+    """Drawings with their words."""
 
-    name: str
-    """Of its PNG, without the ending; unique on the page."""
-    drawing: Drawing
+    drawings: tuple[Drawing, ...]
+    """Side by side where there is room."""
     alt: str
-    """What it shows, for who cannot see it."""
+    """What they show, for who cannot see it."""
     caption: str
 
     kind: Literal["figure"] = "figure"
@@ -53,11 +52,9 @@ class Picture:
 class Gallery:
     """Images of the data side by side."""
 
-    name: str
-    """Of the PNG that holds them all."""
     pictures: tuple[Picture, ...]
-    sheet: bytes
-    """All of them in one PNG."""
+    sheet: Drawing
+    """All of them in one."""
     caption: str
 
     kind: Literal["gallery"] = "gallery"
@@ -106,3 +103,12 @@ def listed(names: Sequence[str]) -> str:
     """
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def shortened(label: str, longest: int = 18) -> str:
+    """A name cut to fit into a figure.
+
+    >>> shortened("abcdef", 4)
+    'abc…'
+    """
+    return label if len(label) <= longest else f"{label[: longest - 1]}…"

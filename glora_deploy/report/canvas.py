@@ -58,8 +58,12 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One figure, finished."""
+    """One drawing, finished."""
 
+    name: str
+    """Of its PNG, without the ending; unique on the page."""
+    width: float
+    """In inches; text of 9 points is 9 points at this width."""
     svg: str
     """An ``<svg>`` element without a prologue; its colours are variables of the page."""
     png: bytes
@@ -87,10 +91,10 @@ def draw(
     rows: int = 1,
     columns: int = 1,
 ) -> Drawing:
-    """Draw one figure.
+    """Draw.
 
     Args:
-        name: Unique on the page.
+        name: Of the drawing; unique on the page.
         paint: Paints on the axes, given row by row.
         width: In inches.
         height: In inches.
@@ -111,7 +115,7 @@ def draw(
         svg, png = StringIO(), BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(png, format="png", dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": ""})
-    return Drawing(_for_page(svg.getvalue(), name), png.getvalue())
+    return Drawing(name, width, _for_page(svg.getvalue(), name), png.getvalue())
 
 
 def _for_page(svg: str, name: str) -> str:

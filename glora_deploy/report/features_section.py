@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..wording import count_of
-from .blocks import Figure, Section, percent
+from .blocks import Figure, Section, percent, shortened
 from .canvas import draw
 from .embedding import FEWEST, share_of_like_neighbours, t_sne
 from .palette import CLASSES, MARKS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MOST_POINTS = 600
 MOST_NAMES = 24
 """So many classes are named beside the map."""
+_MAPS = (("before", "Before: frozen backbone"), ("after", "After: merged network"))
 _TITLE = "Features before and after"
 
 
@@ -60,27 +62,30 @@ def features_section(
         return no_features(f"A map needs {FEWEST} images at least, there are {n}.")
     maps = [t_sne(features, seed=0) for features in (frozen, merged)]
     shares = [share_of_like_neighbours(features, targets) for features in (frozen, merged)]
-    present = np.unique(targets).tolist()
-    named = len(present) <= MOST_NAMES
+    named = len(np.unique(targets)) <= MOST_NAMES
+    drawings = tuple(
+        draw(
+            f"features-{name}",
+            partial(
+                _paint, points=points, targets=targets, labels=labels, title=title, named=named
+            ),
+            width=4,
+            height=4.6 if named else 3.6,
+        )
+        for (name, title), points in zip(_MAPS, maps, strict=True)
+    )
     figure = Figure(
-        name="features",
-        drawing=draw(
-            "features",
-            lambda axes: _paint(axes, maps, targets, labels, present, shares, named=named),
-            width=8,
-            height=4.2 if named else 3.8,
-            columns=2,
-        ),
+        drawings=drawings,
         alt=(
             f"Two maps of {count_of(n, 'image')}, coloured by class. The nearest neighbour is of "
             f"the same class for {percent(shares[0])} before, {percent(shares[1])} after."
         ),
         caption=(
-            f"{_which(n, n_images)} What reaches the classifier, left in the frozen backbone, "
-            "right in the merged network, each laid out by t-SNE (perplexity 30 at most, seed 0), "
+            f"{_which(n, n_images)} What reaches the classifier, in the frozen backbone and "
+            "in the merged network, each laid out by t-SNE (perplexity 30 at most, seed 0), "
             "which keeps neighbours together: sizes of clusters and distances between them mean "
-            "nothing. The percentage is measured before that, among the features themselves: for "
-            "how many images the nearest other image is of the same class."
+            f"nothing. Measured among the features themselves, the nearest other image is of the "
+            f"same class for {percent(shares[0])} of the images before, {percent(shares[1])} after."
         ),
     )
     return Section(name="features", title=_TITLE, blocks=(figure,))
@@ -92,36 +97,34 @@ def _which(n: int, n_images: int) -> str:
 
 def _paint(
     axes: list[Axes],
-    maps: list[NDArray[np.float64]],
+    *,
+    points: NDArray[np.float64],
     targets: NDArray[np.int64],
     labels: tuple[str, ...],
-    present: list[int],
-    shares: list[float],
-    *,
+    title: str,
     named: bool,
 ) -> None:
-    titles = ("Before: frozen backbone", "After: merged network")
-    for axis, points, title, share in zip(axes, maps, titles, shares, strict=True):
-        for place, label in enumerate(present):
-            mine = points[targets == label]
-            axis.scatter(
-                mine[:, 0],
-                mine[:, 1],
-                s=14,
-                color=CLASSES[place % len(CLASSES)],
-                marker=MARKS[place // len(CLASSES) % len(MARKS)],
-                alpha=0.8,
-                linewidths=0,
-                label=labels[label],
-            )
-        axis.set_title(title)
-        axis.set_xlabel(f"like neighbours: {percent(share)}")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.grid(visible=False)
+    (axis,) = axes
+    for place, label in enumerate(np.unique(targets).tolist()):
+        mine = points[targets == label]
+        axis.scatter(
+            mine[:, 0],
+            mine[:, 1],
+            s=14,
+            color=CLASSES[place % len(CLASSES)],
+            marker=MARKS[place // len(CLASSES) % len(MARKS)],
+            alpha=0.8,
+            linewidths=0,
+            label=labels[label],
+        )
+    axis.set_title(title)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(visible=False)
     if named:
-        handles, names = axes[0].get_legend_handles_labels()
-        columns = min(len(names), 10 if max(map(len, names)) <= 4 else 5)
-        axes[0].figure.legend(
+        handles, names = axis.get_legend_handles_labels()
+        names = [shortened(name) for name in names]
+        columns = 5 if max(map(len, names)) <= 6 else 3
+        axis.figure.legend(
             handles, names, loc="outside lower center", ncols=columns, handletextpad=0.1
         )

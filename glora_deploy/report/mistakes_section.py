@@ -71,9 +71,8 @@ def mistakes_section(evaluation: Evaluation | None, why_not: str) -> Section:
         lead=f"{count_of(len(wrong), 'image')} of {len(found.targets):,} are answered wrong.",
         blocks=(
             Gallery(
-                name="mistakes",
                 pictures=tuple(pictures),
-                sheet=sheet.png,
+                sheet=sheet,
                 caption=(
                     f"The {len(pictures)} with the most probable wrong answer, which stands first; "
                     "below it the image's own class and the probability it was given. Some may be "

@@ -30,14 +30,14 @@ def search_section(history: History | None, why_not: str) -> Section:
             name="search", title=title, missing="This method trains one fixed subnet: no search."
         )
     figure = Figure(
-        name="search",
-        drawing=draw(
-            "search", lambda axes: _paint(axes, search), width=8, height=3.1, rows=1, columns=2
+        drawings=(
+            draw("search-progress", lambda axes: _paint_progress(axes[0], search), width=4, height=2.8),
+            draw("search-sizes", lambda axes: _paint_sizes(axes[0], search), width=4, height=2.8),
         ),
         alt=_in_words(search),
         caption=(
-            "Left: the best validation accuracy known after each generation, and the mean of the "
-            "subnets that are new in it. Right: every subnet that was measured, by the numbers "
+            "First, the best validation accuracy known after each generation, and the mean of the "
+            "subnets that are new in it. Then every subnet that was measured, by the numbers "
             "it stores; later generations are darker, and the ring is the one that was chosen: "
             "the most accurate, and of equals the smallest. All are measured on the supernet as it "
             "was then, and chosen by it: the final accuracy is measured after the last epochs."
@@ -46,8 +46,7 @@ def search_section(history: History | None, why_not: str) -> Section:
     return Section(name="search", title=title, blocks=(figure,))
 
 
-def _paint(axes: list[Axes], search: SearchRecord) -> None:
-    progress, scatter = axes
+def _paint_progress(progress: Axes, search: SearchRecord) -> None:
     x = list(range(len(search.generations)))
     progress.plot(x, search.best_so_far(), color=ACCENT, marker="o", markersize=4, label="best")
     progress.plot(x, search.means(), color=MUTED, marker="o", markersize=4, label="mean")
@@ -56,6 +55,9 @@ def _paint(axes: list[Axes], search: SearchRecord) -> None:
     progress.locator_params(axis="x", integer=True)
     progress.yaxis.set_major_formatter("{x:.0%}")
     progress.legend(loc="best")
+
+
+def _paint_sizes(scatter: Axes, search: SearchRecord) -> None:
     last = max(len(search.generations) - 1, 1)
     for number, generation in enumerate(search.generations):
         scatter.scatter(

@@ -35,13 +35,14 @@ def subnet_section(manifest: Manifest) -> Section:
     depth = max(map(len, types.values()))
     strip = 0.26 * len(types) + 0.42
     forms = Figure(
-        name="forms",
-        drawing=draw(
-            "forms",
-            lambda axes: _paint_forms(axes, manifest, subnet, types),
-            width=max(5.2, min(8, 2.2 + 0.42 * depth)),
-            height=strip * len(SUPPORTS) + 0.3,
-            rows=len(SUPPORTS),
+        drawings=(
+            draw(
+                "forms",
+                lambda axes: _paint_forms(axes, manifest, subnet, types),
+                width=max(4.2, min(8, 1.4 + 0.32 * depth)),
+                height=strip * len(SUPPORTS) + 0.3,
+                rows=len(SUPPORTS),
+            ),
         ),
         alt=_forms_in_words(subnet),
         caption=(
@@ -53,12 +54,13 @@ def subnet_section(manifest: Manifest) -> Section:
     )
     counts = _parameters(manifest, types)
     parameters = Figure(
-        name="parameters",
-        drawing=draw(
-            "parameters",
-            lambda axes: _paint_parameters(axes[0], counts),
-            width=8,
-            height=0.36 * len(types) + 1.0,
+        drawings=(
+            draw(
+                "parameters",
+                lambda axes: _paint_parameters(axes[0], counts),
+                width=5,
+                height=0.32 * len(types) + 1.1,
+            ),
         ),
         alt=_parameters_in_words(counts, manifest.n_parameters),
         caption=(
@@ -185,9 +187,11 @@ def _paint_parameters(axis: Axes, counts: dict[str, dict[Support, int]]) -> None
     axis.grid(visible=False, axis="y")
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.locator_params(axis="x", nbins=6)
+    axis.locator_params(axis="x", nbins=4)
     axis.set_xlabel("parameters")
-    axis.legend(ncols=len(SUPPORTS), loc="lower right", bbox_to_anchor=(1, 1), handlelength=1)
+    axis.legend(
+        ncols=len(SUPPORTS), loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, borderpad=0
+    )
 
 
 def _parameters_in_words(counts: dict[str, dict[Support, int]], total: int) -> str:

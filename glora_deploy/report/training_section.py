@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from ..store.history import History, StageRecord
+from ..store.history import EpochRecord, History, StageRecord
 from ..wording import count_of
 from .blocks import Figure, Section, listed, percent
-from .canvas import draw
+from .canvas import Drawing, draw
 from .palette import ACCENT, MUTED, SECOND, THIRD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"training": ACCENT, "retraining": THIRD, "lora": ACCENT}
+_CURVES: tuple[tuple[str, str, Callable[[EpochRecord], float]], ...] = (
+    ("loss", "Loss", attrgetter("loss")),
+    ("accuracy", "Accuracy", attrgetter("accuracy")),
+    ("rate", "Learning rate", attrgetter("learning_rate")),
+    ("seconds", "Seconds per epoch", attrgetter("seconds")),
+)
 _FEW = 25
 """So many epochs have a point each."""
 
@@ -29,71 +36,57 @@ def training_section(history: History | None, why_not: str) -> Section:
     if history is None:
         return Section(name="training", title=title, missing=why_not)
     figure = Figure(
-        name="training-curves",
-        drawing=draw(
-            "training", lambda axes: _paint(axes, history), width=8, height=5, rows=2, columns=2
-        ),
+        drawings=tuple(_drawing(history, *each) for each in _CURVES),
         alt=_in_words(history),
         caption=_caption(history),
     )
     return Section(name="training", title=title, blocks=(figure,))
 
 
-def _paint(axes: list[Axes], history: History) -> None:
-    loss, accuracy, rate, seconds = axes
-    for axis, title in zip(
-        axes,
-        ("Loss", "Accuracy", "Learning rate", "Seconds per epoch"),
-        strict=True,
-    ):
+def _drawing(history: History, name: str, title: str, value: Callable[[EpochRecord], float]) -> Drawing:
+    def paint(axes: list[Axes]) -> None:
+        (axis,) = axes
+        for stage in history.stages:
+            _paint_stage(axis, stage, value, is_accuracy=name == "accuracy")
+        boundary = _boundary(history.stages[0])
+        if boundary is not None:
+            axis.axvline(boundary + 0.5, color=MUTED, linewidth=1, linestyle=":")
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.locator_params(axis="x", integer=True)
-    for stage in history.stages:
-        x = [each.epoch for each in stage.epochs]
-        mark = "o" if len(x) <= _FEW else ""
-        for axis, values in (
-            (loss, [each.loss for each in stage.epochs]),
-            (accuracy, [each.accuracy for each in stage.epochs]),
-            (rate, [each.learning_rate for each in stage.epochs]),
-            (seconds, [each.seconds for each in stage.epochs]),
-        ):
-            label = f"{stage.stage}" if len(history.stages) > 1 else "training images"
-            axis.plot(
-                x,
-                values,
-                color=_COLOURS[stage.stage],
-                marker=mark,
-                markersize=3,
-                linestyle="--" if stage.stage == "retraining" else "-",
-                label=label,
-            )
-        if stage.validations:
-            accuracy.plot(
-                [each.after_epoch for each in stage.validations],
-                [each.accuracy for each in stage.validations],
-                color=SECOND,
-                marker="D",
-                markersize=6,
-                linestyle="none",
-                label="validation images",
-            )
-    boundary = _boundary(history.stages[0])
-    if boundary is not None:
-        for axis in axes:
-            axis.axvline(boundary + 0.5, color=MUTED, linewidth=1, linestyle=":")
-        loss.annotate(
-            " search",
-            (boundary + 0.5, 1),
-            xycoords=("data", "axes fraction"),
-            color=MUTED,
-            fontsize=8,
-            va="top",
+        if name != "accuracy":
+            axis.set_ylim(bottom=0)
+        else:
+            axis.yaxis.set_major_formatter("{x:.0%}")
+        if name == "accuracy" or len(history.stages) > 1:
+            axis.legend(loc="best")
+
+    return draw(f"training-{name}", paint, width=4, height=2.5)
+
+
+def _paint_stage(
+    axis: Axes, stage: StageRecord, value: Callable[[EpochRecord], float], *, is_accuracy: bool
+) -> None:
+    retraining = stage.stage == "retraining"
+    axis.plot(
+        [each.epoch for each in stage.epochs],
+        [value(each) for each in stage.epochs],
+        color=THIRD if retraining else ACCENT,
+        linestyle="--" if retraining else "-",
+        marker="o" if len(stage.epochs) <= _FEW else "",
+        markersize=3,
+        label="retraining" if retraining else "training images",
+    )
+    if is_accuracy and stage.validations:
+        axis.plot(
+            [each.after_epoch for each in stage.validations],
+            [each.accuracy for each in stage.validations],
+            color=SECOND,
+            marker="D",
+            markersize=6,
+            linestyle="none",
+            label="validation images",
         )
-    loss.set_ylim(bottom=0)
-    seconds.set_ylim(bottom=0)
-    accuracy.yaxis.set_major_formatter("{x:.0%}")
-    accuracy.legend(loc="lower right")
 
 
 def _boundary(stage: StageRecord) -> int | None:
