@@ -43,6 +43,8 @@ class Picture:
     """One image of the data."""
 
     png: bytes
+    is_small: bool
+    """Of so few pixels that each is shown as a square."""
     alt: str
     lines: tuple[str, ...]
     """Below it; the first stands out."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST = 12
 SIDE = 160
 """Pixels of the longer side of a picture; smaller images keep theirs."""
+FEW_PIXELS = 64
 _COLUMNS = 4
 
 
@@ -49,6 +50,7 @@ def mistakes_section(evaluation: Evaluation | None, why_not: str) -> Section:
         pictures.append(
             Picture(
                 png=_png(image),
+                is_small=max(image.size) <= FEW_PIXELS,
                 alt=f"Image of the class {label}, answered as {answer}",
                 lines=(
                     f"{answer}, {percent(float(probabilities[i, predicted[i]]))}",

@@ -31,7 +31,12 @@ def search_section(history: History | None, why_not: str) -> Section:
         )
     figure = Figure(
         drawings=(
-            draw("search-progress", lambda axes: _paint_progress(axes[0], search), width=4, height=2.8),
+            draw(
+                "search-progress",
+                lambda axes: _paint_progress(axes[0], search),
+                width=4,
+                height=2.8,
+            ),
             draw("search-sizes", lambda axes: _paint_sizes(axes[0], search), width=4, height=2.8),
         ),
         alt=_in_words(search),

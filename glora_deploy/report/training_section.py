@@ -43,7 +43,9 @@ def training_section(history: History | None, why_not: str) -> Section:
     return Section(name="training", title=title, blocks=(figure,))
 
 
-def _drawing(history: History, name: str, title: str, value: Callable[[EpochRecord], float]) -> Drawing:
+def _drawing(
+    history: History, name: str, title: str, value: Callable[[EpochRecord], float]
+) -> Drawing:
     def paint(axes: list[Axes]) -> None:
         (axis,) = axes
         for stage in history.stages:
