@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import ArtifactError, GloraDeployError, StoreError
 from ..store.artifact import MANIFEST, write_artifact
 from ..store.atomic_files import flush, flush_tree
+from ..store.companions import COMPANIONS, read_companions, write_companions
 from ..store.manifest import Manifest
 from ..store.prune import remove_if_unused
 from ..store.reader import CURRENT, require_slug
@@ -124,7 +125,7 @@ def _rename(prepared: ArtifactStore, new: str) -> None:
         artifact = prepared.get(old, version)
         folder = prepared.root / new / version
         folder.mkdir(parents=True)
-        write_artifact(
+        written = write_artifact(
             folder,
             artifact.manifest,
             artifact.tensors(),
@@ -132,6 +133,9 @@ def _rename(prepared: ArtifactStore, new: str) -> None:
             version=version,
             created=artifact.manifest.created,
         )
+        beside = read_companions(artifact.path, artifact.manifest.adapter)
+        renamed = {name: COMPANIONS[name].renamed(data, new) for name, data in beside.items()}
+        write_companions(folder, written.manifest.adapter, renamed)
     if (prepared.root / old / CURRENT).exists():
         (prepared.root / old / CURRENT).rename(prepared.root / new / CURRENT)
     shutil.rmtree(prepared.root / old)
