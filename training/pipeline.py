@@ -20,6 +20,7 @@ from glora_deploy.data.check import CheckedData, check_data
 from glora_deploy.data.load import ImageSet, TaskData, load_task
 from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
 from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.companions import COMPANIONS, HISTORY
 from glora_deploy.store.manifest import ManifestDraft
 from glora_deploy.store.store import ArtifactStore
 
@@ -29,7 +30,7 @@ from .evaluate import accuracies
 from .event_files import EventFiles, require_tensorboard
 from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
-from .record import draft_of, require_storable, tensors_of
+from .record import draft_of, history_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable, require_writable
 from .supernet import require_layers
 
@@ -131,7 +132,7 @@ def run(
         if note := _nothing_adapted(job, trained[0]):
             tell(note)
         tested = _test(job, trained)
-        outcomes = _store(job, store, trained, tested, checked.skipped)
+        outcomes = _store(job, store, trained, tested, checked.skipped, tell)
         folder.remove()
     return outcomes
 
@@ -280,6 +281,7 @@ def _store(
     trained: list[Trained],
     tested: list[float],
     skipped: dict[str, list[int]],
+    tell: Callable[[str], None],
 ) -> list[Outcome]:
     backbone, config, folder = job.backbone, job.config, job.folder
     outcomes = []
@@ -299,7 +301,7 @@ def _store(
                 test_accuracy=test_accuracy,
                 skipped=skipped,
             )
-            artifact = _put(job, store, each, draft, first=i == 0)
+            artifact = _put(job, store, each, draft, _beside(each, tell), first=i == 0)
             folder.write("stored", {**_stored(folder), each.method: artifact.version})
             outcomes.append(_outcome(artifact, each, test_accuracy))
     except (StoreError, ArtifactError, OSError) as error:
@@ -310,8 +312,23 @@ def _store(
     return outcomes
 
 
+def _beside(trained: Trained, tell: Callable[[str], None]) -> dict[str, bytes]:
+    """What is to lie beside a version."""
+    history = history_of(trained).to_json()
+    if len(history) > (limit := COMPANIONS[HISTORY].max_bytes):
+        tell(f"the history is not kept: it has {len(history):,} bytes, at most {limit:,} can be")
+        return {}
+    return {HISTORY: history}
+
+
 def _put(
-    job: Job, store: ArtifactStore, trained: Trained, draft: ManifestDraft, *, first: bool
+    job: Job,
+    store: ArtifactStore,
+    trained: Trained,
+    draft: ManifestDraft,
+    beside: dict[str, bytes],
+    *,
+    first: bool,
 ) -> Artifact:
     task, version = job.config.task, _stored(job.folder).get(trained.method)
     if version is not None and task in store.tasks() and version in store.versions(task):
@@ -322,6 +339,7 @@ def _put(
         draft,
         version=job.config.version if first else None,
         make_current=first,
+        companions=beside,
     )
 
 

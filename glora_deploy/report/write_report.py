@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..errors import ArtifactError, DataError, MissingDependencyError, StoreError
 from ..store.artifact import Artifact
-from ..store.history import History
+from ..store.history import History, read_history
 from ..store.manifest import Manifest
 from ..store.store import ArtifactStore
 from .answers_section import answers_section
 from .blocks import Figure, Gallery, Section
-from .canvas import require_matplotlib
+from .canvas import Drawing, require_matplotlib
 from .embedding import require_scikit_learn
 from .facts import about, facts, tiles
 from .features_section import drawn_images, features_section, no_features
@@ -89,7 +89,7 @@ def write_report(
     name = f"{artifact.task}/{artifact.version}"
     folder = Path(out or f"{artifact.task}-{artifact.version}-report")
     require_replaceable(folder)
-    history, no_history = _history(artifact)
+    history, no_history = _history(opened, artifact)
     evaluation, no_answers = None, ""
     try:
         evaluation = _evaluate(opened, artifact, data, split, skip_unreadable, device, report)
@@ -121,10 +121,10 @@ def write_report(
     return WrittenReport(folder=folder, page=folder / PAGE, left_out=left_out)
 
 
-def _history(artifact: Artifact) -> tuple[History | None, str]:
+def _history(store: ArtifactStore, artifact: Artifact) -> tuple[History | None, str]:
     """The history of a version, or why there is none."""
     try:
-        found = artifact.history()
+        found = read_history(store, artifact)
     except ArtifactError as error:
         return None, str(error)
     if found is not None:
@@ -195,9 +195,7 @@ def _versions(store: ArtifactStore, artifact: Artifact) -> Section:
         current = store.current(artifact.task)
     except StoreError:  # it names no version: none answers
         current = None
-    return versions_section(
-        manifests, reported=artifact.version, current=current, damaged=damaged
-    )
+    return versions_section(manifests, reported=artifact.version, current=current, damaged=damaged)
 
 
 def _notes(evaluation: Evaluation | None) -> tuple[str, ...]:
@@ -214,7 +212,7 @@ def _notes(evaluation: Evaluation | None) -> tuple[str, ...]:
 
 
 def _pngs(sections: tuple[Section, ...]) -> dict[str, bytes]:
-    drawings = []
+    drawings: list[Drawing] = []
     for block in (block for section in sections for block in section.blocks):
         if isinstance(block, Figure):
             drawings += block.drawings

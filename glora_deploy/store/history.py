@@ -1,25 +1,24 @@
 """history.json: how a training went, epoch by epoch and candidate by candidate (docs/format.md).
 
-A version may have one. It decides nothing: no answer, no export and no digest depends on it.
+It lies beside a version, as ``companions`` says; nothing that is computed depends on it.
 """
 
 from __future__ import annotations
 
 import statistics
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..record_file import parse_record, read_bytes
+from ..record_file import parse_record
 from ..strict_record import Count, Record
+from .artifact import Artifact
+from .companions import HISTORY
 from .manifest_fields import Fraction
+from .reader import StoreReader
 
-HISTORY = "history.json"
 HISTORY_VERSION: Literal[1] = 1
-MAX_HISTORY_BYTES = 4 * 2**20
-"""Some 25,000 epochs."""
 
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Number = Annotated[int, Field(ge=1, le=2**40)]
@@ -141,19 +140,17 @@ class History(Record):
         Raises:
             ArtifactError: If it is none; names the first field that is wrong.
         """
-        return parse_record(cls, data, where, "Restore it, or remove it: nothing needs it.")
+        return parse_record(cls, data, where, "Restore the file.")
 
 
-def read_history(folder: Path) -> History | None:
-    """The history beside a manifest; None if there is none.
-
-    Args:
-        folder: Of one version.
+def read_history(store: StoreReader, artifact: Artifact) -> History | None:
+    """The history of a version; None if it has none.
 
     Raises:
-        ArtifactError: If it is damaged, or larger than ``MAX_HISTORY_BYTES``.
+        ArtifactError: If it is damaged.
+        StoreError: If it is a link.
     """
-    path = folder / HISTORY
-    if not path.exists():
+    data = store.companion(artifact, HISTORY)
+    if data is None:
         return None
-    return History.from_json(read_bytes(path, MAX_HISTORY_BYTES), str(path))
+    return History.from_json(data, str(artifact.path / HISTORY))

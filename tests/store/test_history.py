@@ -97,7 +97,7 @@ def test_whatever_breaks_a_rule_is_refused_by_name(
     with pytest.raises(ArtifactError, match=message) as caught:
         read(value)
     assert str(caught.value).startswith("history.json: ")
-    assert str(caught.value).endswith("Restore it, or remove it: nothing needs it.")
+    assert str(caught.value).endswith("Restore the file.")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"history_version": NaN}'])

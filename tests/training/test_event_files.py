@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from glora_deploy.errors import MissingDependencyError
-from glora_deploy.store.history import History, StageRecord
+from glora_deploy.store.history import History, StageRecord, read_history
+from glora_deploy.store.reader import StoreReader
 from glora_deploy.training import pipeline
 from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run
@@ -64,7 +65,8 @@ def expected(stage: StageRecord) -> dict[str, list[tuple[int, float]]]:
 
 
 def history(outcome: Outcome) -> History:
-    found = outcome.artifact.history()
+    artifact = outcome.artifact
+    found = read_history(StoreReader(artifact.path.parent.parent), artifact)
     assert found is not None
     return found
 

@@ -10,13 +10,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from glora_deploy.store.history import History
+from glora_deploy.store.history import History, read_history
+from glora_deploy.store.reader import StoreReader
 from glora_deploy.training import pipeline
 from glora_deploy.training.config import RunConfig, Schedule, SearchConfig, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run
 from tasks import make_task, use_small_backbone
 
-EPOCHS, BEFORE_SEARCH = 6, 4
+EPOCHS, BEFORE_SEARCH = 6, 3
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,8 @@ def train(
 
 
 def history(outcome: Outcome) -> History:
-    found = outcome.artifact.history()
+    artifact = outcome.artifact
+    found = read_history(StoreReader(artifact.path.parent.parent), artifact)
     assert found is not None
     return found
 
