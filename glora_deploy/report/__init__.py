@@ -4,7 +4,7 @@ A version of a store goes in, its history and its recorded data where they are a
 with ``index.html`` and PNGs comes out. The page needs no network and no script.
 
 =====================  ==========================================================================
-``write_report``       puts everything together and writes it
+``write``              puts everything together and writes it
 ``training_section``   the curves; ``search_section`` generations and candidates
 ``subnet_section``     the form of each support by layer; ``layer_types`` which layers are alike
 ``answers_section``    confusions and classes; ``mistakes_section`` pictures
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 __all__ = ["WrittenReport", "write_report"]
 
 if TYPE_CHECKING:
-    from .write_report import WrittenReport, write_report
+    from .write import WrittenReport, write_report
 else:
 
     def __getattr__(name):
@@ -33,4 +33,4 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        return getattr(import_module(".write_report", __name__), name)
+        return getattr(import_module(".write", __name__), name)

@@ -136,6 +136,13 @@ def _tag_for_page(tag: str, name: str) -> str:
     return tag.replace(f"'{_FONT}'", "var(--sans)")
 
 
+def in_percent(axis: Axes) -> None:
+    """Write the numbers of the vertical axis, shares of 1, in percent; no two of them alike."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+
+
 def fill_cell(axis: Axes, column: int, row: int, *, colour: str, strength: float) -> None:
     """Paint one cell of a grid whose cells lie around whole numbers.
 

@@ -16,9 +16,15 @@ def about(manifest: Manifest) -> str:
     """One line on a version."""
     training = manifest.training
     return (
-        f"{count_of(len(manifest.labels), 'class')} on {manifest.backbone.name}, method "
+        f"{count_of(len(manifest.labels), 'class')} on {_backbone(manifest)}, method "
         f"{training.method}, stored {manifest.created[:10]}"
     )
+
+
+def _backbone(manifest: Manifest) -> str:
+    """What people call the backbone: with its weights, where these have a name."""
+    kind, _, name = manifest.backbone.source.partition(":")
+    return name if kind in ("timm", "packaged") else manifest.backbone.name
 
 
 def tiles(manifest: Manifest, evaluation: Evaluation | None) -> tuple[Tile, ...]:
@@ -103,10 +109,16 @@ def facts(manifest: Manifest, evaluation: Evaluation | None) -> tuple[tuple[str,
 
 def _settings(manifest: Manifest) -> str:
     return ", ".join(
-        f"{name} {value}"
+        f"{name} {_value(value)}"
         for name, value in manifest.training.settings.items()
         if value is not None and not isinstance(value, dict)
     )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _time(seconds: float) -> str:

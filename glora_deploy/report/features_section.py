@@ -121,6 +121,8 @@ def _paint(
     axis.set_xticks([])
     axis.set_yticks([])
     axis.grid(visible=False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
     if named:
         handles, names = axis.get_legend_handles_labels()
         names = [shortened(name) for name in names]

@@ -53,8 +53,8 @@ def mistakes_section(evaluation: Evaluation | None, why_not: str) -> Section:
                 is_small=max(image.size) <= FEW_PIXELS,
                 alt=f"Image of the class {label}, answered as {answer}",
                 lines=(
-                    f"{answer}, {percent(float(probabilities[i, predicted[i]]))}",
-                    f"is {label}, {percent(float(probabilities[i, found.targets[i]]))}",
+                    f"{answer} with {percent(float(probabilities[i, predicted[i]]))}",
+                    f"is {label}, given {percent(float(probabilities[i, found.targets[i]]))}",
                     printable(found.images.ids[i]),
                 ),
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..store.history import History, SearchRecord
 from ..wording import count_of
 from .blocks import Figure, Section, percent
-from .canvas import draw
+from .canvas import draw, in_percent
 from .palette import ACCENT, MUTED, SECOND
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def search_section(history: History | None, why_not: str) -> Section:
         caption=(
             "First, the best validation accuracy known after each generation, and the mean of the "
             "subnets that are new in it. Then every subnet that was measured, by the numbers "
-            "it stores; later generations are darker, and the ring is the one that was chosen: "
+            "it stores; later generations are stronger in colour, and the ring is the one that was chosen: "
             "the most accurate, and of equals the smallest. All are measured on the supernet as it "
             "was then, and chosen by it: the final accuracy is measured after the last epochs."
         ),
@@ -58,7 +58,7 @@ def _paint_progress(progress: Axes, search: SearchRecord) -> None:
     progress.set_title("Progress")
     progress.set_xlabel("generation, 0 is random")
     progress.locator_params(axis="x", integer=True)
-    progress.yaxis.set_major_formatter("{x:.0%}")
+    in_percent(progress)
     progress.legend(loc="best")
 
 
@@ -87,7 +87,7 @@ def _paint_sizes(scatter: Axes, search: SearchRecord) -> None:
     scatter.set_xlabel("parameters of the supports")
     scatter.xaxis.set_major_formatter("{x:,.0f}")
     scatter.locator_params(axis="x", nbins=4)
-    scatter.yaxis.set_major_formatter("{x:.0%}")
+    in_percent(scatter)
     scatter.legend(loc="best")
 
 

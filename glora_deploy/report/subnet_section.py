@@ -34,7 +34,8 @@ def subnet_section(manifest: Manifest) -> Section:
     types = by_type(subnet)
     depth = max(map(len, types.values()))
     strip = 0.26 * len(types) + 0.42
-    forms = Figure(
+    counts = _parameters(manifest, types)
+    figure = Figure(
         drawings=(
             draw(
                 "forms",
@@ -43,27 +44,19 @@ def subnet_section(manifest: Manifest) -> Section:
                 height=strip * len(SUPPORTS) + 0.3,
                 rows=len(SUPPORTS),
             ),
-        ),
-        alt=_forms_in_words(subnet),
-        caption=(
-            "One panel for each support of w = w0 + w0*A + B and b = b0 + b0*D + E + w0@C; a row "
-            "is a type of layer, a column its place in the network, input to output. A number is "
-            "the rank of a low-rank form, v a vector, s a scalar; an empty cell stores nothing, "
-            "and a dot marks a support that this layer cannot have. Darker stores more."
-        ),
-    )
-    counts = _parameters(manifest, types)
-    parameters = Figure(
-        drawings=(
             draw(
                 "parameters",
                 lambda axes: _paint_parameters(axes[0], counts),
-                width=5,
+                width=4,
                 height=0.32 * len(types) + 1.1,
             ),
         ),
-        alt=_parameters_in_words(counts, manifest.n_parameters),
+        alt=f"{_forms_in_words(subnet)} {_parameters_in_words(counts, manifest.n_parameters)}",
         caption=(
+            "One panel for each support of w = w0 + w0*A + B and b = b0 + b0*D + E + w0@C; a row "
+            "is a type of layer, a column its place in the network, from the input on. A number "
+            "is the rank of a low-rank form, v a vector, s a scalar; an empty cell stores nothing, "
+            "and a dot marks a support that this layer cannot have. Then the "
             f"{manifest.n_parameters:,} parameters of the supports by type of layer, split by "
             f"support. The classifier, {manifest.n_head_parameters:,} more, is not counted."
         ),
@@ -82,7 +75,7 @@ def subnet_section(manifest: Manifest) -> Section:
         numbers=frozenset({len(SUPPORTS) + 1}),
         folded=f"All {count_of(len(subnet), 'layer')} as a table",
     )
-    return Section(name="subnet", title=_TITLE, blocks=(forms, parameters, table))
+    return Section(name="subnet", title=_TITLE, blocks=(figure, table))
 
 
 def _paint_forms(
@@ -118,7 +111,7 @@ def _paint_forms(
         axis.tick_params(length=0, labelbottom=axis is axes[-1])
         for spine in axis.spines.values():
             spine.set_visible(False)
-    axes[-1].set_xlabel("place among the layers of its type, from the input on")
+    axes[-1].set_xlabel("place among the layers of its type")
 
 
 def _strength(form: Form, largest: int) -> float:
@@ -187,8 +180,8 @@ def _paint_parameters(axis: Axes, counts: dict[str, dict[Support, int]]) -> None
     axis.grid(visible=False, axis="y")
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.locator_params(axis="x", nbins=4)
-    axis.set_xlabel("parameters")
+    axis.locator_params(axis="x", nbins=3)
+    axis.set_xlabel("parameters by type of layer")
     axis.legend(
         ncols=len(SUPPORTS), loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, borderpad=0
     )

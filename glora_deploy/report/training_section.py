@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..store.history import EpochRecord, History, StageRecord
 from ..wording import count_of
 from .blocks import Figure, Section, listed, percent
-from .canvas import Drawing, draw
+from .canvas import Drawing, draw, in_percent
 from .palette import ACCENT, MUTED, SECOND, THIRD
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ def _drawing(
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.locator_params(axis="x", integer=True)
-        if name != "accuracy":
-            axis.set_ylim(bottom=0)
+        if name == "accuracy":
+            in_percent(axis)
         else:
-            axis.yaxis.set_major_formatter("{x:.0%}")
+            highest = max(value(each) for stage in history.stages for each in stage.epochs)
+            axis.set_ylim(0, 1.08 * highest or 1)
         if name == "accuracy" or len(history.stages) > 1:
             axis.legend(loc="best")
 

@@ -35,11 +35,10 @@ def versions_section(
 
 def _row(manifest: Manifest, *, reported: str, current: str | None) -> tuple[str, ...]:
     training = manifest.training
-    told = [manifest.version]
-    told += ["(this one)"] if manifest.version == reported else []
-    told += ["(current)"] if manifest.version == current else []
+    told = ["shown here"] if manifest.version == reported else []
+    told += ["current"] if manifest.version == current else []
     return (
-        " ".join(told),
+        f"{manifest.version} ({', '.join(told)})" if told else manifest.version,
         manifest.created[:10],
         training.method,
         percent(training.val_accuracy),
