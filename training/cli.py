@@ -253,6 +253,7 @@ def _print(outcomes: list[Outcome], store: Path) -> None:
         (
             f"{o.artifact.task}/{o.artifact.version}",
             o.method,
+            "" if o.search_accuracy is None else f"{o.search_accuracy:.1%}",
             f"{o.val_accuracy:.1%}",
             f"{o.test_accuracy:.1%}",
             f"{o.n_parameters:,}",
@@ -261,9 +262,21 @@ def _print(outcomes: list[Outcome], store: Path) -> None:
         )
         for o in outcomes
     ]
-    numbers = ("val", "test", "parameters", "train s", "search s")
+    numbers = ("search val", "val", "test", "parameters", "train s", "search s")
     columns = ("artifact", "method", *numbers)
-    stdout.print(make_table(f"stored in {store}", columns, rows, right=numbers))
+    title = f"stored in {store}"
+    if any(o.search_accuracy is not None for o in outcomes):
+        title += (
+            "\nsearch val: the chosen subnet with the supernet's weights; val, test: what is stored"
+        )
+    stdout.print(make_table(title, columns, rows, right=numbers))
+    for o in outcomes:
+        if o.as_searched:
+            stdout.print(
+                f"{o.artifact.task}/{o.artifact.version}: the epochs after the search made it no "
+                "better, so the weights are those it was chosen with",
+                soft_wrap=True,
+            )
 
 
 app = app_of(train)

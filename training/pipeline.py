@@ -54,6 +54,11 @@ class Outcome:
     """Seconds of training."""
     search_s: float
     """Seconds of search."""
+    search_accuracy: float | None = None
+    """Top-1 on the validation split of the chosen subnet with the supernet's weights, 0 to 1, by
+    which the search chose it; None where nothing was searched."""
+    as_searched: bool = False
+    """Whether these are the weights that were stored, as the last epochs made it no better."""
 
 
 def run(
@@ -352,4 +357,6 @@ def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outc
         test_accuracy,
         trained.train_s,
         trained.search_s,
+        trained.search.best.fitness if trained.search else None,
+        trained.as_searched,
     )

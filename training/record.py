@@ -188,6 +188,7 @@ def _settings(
         settings["search"] = asdict(config.search)
         settings["search_seconds"] = trained.search_s
         settings["search_accuracy"] = trained.search.best.fitness
+        settings["weights"] = "as searched" if trained.as_searched else "last epoch"
         settings["n_evaluated"] = trained.search.n_evaluated
         settings["retrain"] = config.retrain
     if skipped:

@@ -65,7 +65,8 @@ def _confusion(metrics: Metrics) -> Figure:
         alt=f"Confusion matrix of {count_of(n, 'class')}. {_mistakes_in_words(metrics)}",
         caption=(
             "Images by their class (row) and by the answer (column); a row that is right "
-            "throughout has all its colour on the diagonal. The stronger the colour, the larger the share of the row."
+            "throughout has all its colour on the diagonal. The stronger the colour, the larger "
+            "the share of the row."
         ),
     )
 

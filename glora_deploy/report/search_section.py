@@ -43,9 +43,9 @@ def search_section(history: History | None, why_not: str) -> Section:
         caption=(
             "First, the best validation accuracy known after each generation, and the mean of the "
             "subnets that are new in it. Then every subnet that was measured, by the numbers "
-            "it stores; later generations are stronger in colour, and the ring is the one that was chosen: "
-            "the most accurate, and of equals the smallest. All are measured on the supernet as it "
-            "was then, and chosen by it: the final accuracy is measured after the last epochs."
+            "it stores; later generations are stronger in colour, and the ring is the one that was "
+            "chosen: the most accurate, and of equals the smallest. All are measured with the "
+            "weights that the supernet had then."
         ),
     )
     return Section(name="search", title=title, blocks=(figure,))

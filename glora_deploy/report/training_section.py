@@ -25,12 +25,15 @@ _FEW = 25
 """So many epochs have a point each."""
 
 
-def training_section(history: History | None, why_not: str) -> Section:
+def training_section(
+    history: History | None, why_not: str, *, as_searched: bool = False
+) -> Section:
     """The curves of every stage of a training.
 
     Args:
         history: Of the version; None if it has none.
         why_not: Why it has none.
+        as_searched: Whether the weights are those before the epochs that follow the search.
     """
     title = "Training"
     if history is None:
@@ -38,7 +41,7 @@ def training_section(history: History | None, why_not: str) -> Section:
     figure = Figure(
         drawings=tuple(_drawing(history, *each) for each in _CURVES),
         alt=_in_words(history),
-        caption=_caption(history),
+        caption=_caption(history, as_searched=as_searched),
     )
     return Section(name="training", title=title, blocks=(figure,))
 
@@ -97,7 +100,7 @@ def _boundary(stage: StageRecord) -> int | None:
     return stage.supernet_epochs if 0 < stage.supernet_epochs < stage.epochs[-1].epoch else None
 
 
-def _caption(history: History) -> str:
+def _caption(history: History, *, as_searched: bool) -> str:
     told = [
         "Loss is the cross-entropy and accuracy the top-1 on the training images, both taken "
         "before each step and averaged over the epoch, so drop path and, before the search, "
@@ -107,6 +110,11 @@ def _caption(history: History) -> str:
         told.append(
             f"Up to the dotted line, {count_of(boundary, 'epoch')}, each step trains one subnet "
             "of the supernet; after it, the subnet that the search chose is trained alone."
+        )
+    if as_searched:
+        told.append(
+            "These epochs made it no better, so the weights that are stored are those at the "
+            "dotted line."
         )
     if any(stage.validations for stage in history.stages):
         told.append(

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate_version import Evaluation
     from ..evaluation.labelled_images import Split
 
+AS_SEARCHED = "as searched"
+"""What a manifest's settings say of weights that later epochs made no better."""
+
 OnStage = Callable[[str, int, int], None]
 """Told what is done, how much of it, and of how much."""
 
@@ -97,8 +100,9 @@ def write_report(
         if data is not None:
             raise
         no_answers = str(error)
+    settings = artifact.manifest.training.settings
     sections = (
-        training_section(history, no_history),
+        training_section(history, no_history, as_searched=settings.get("weights") == AS_SEARCHED),
         search_section(history, no_history),
         subnet_section(artifact.manifest),
         answers_section(evaluation, no_answers),

@@ -75,10 +75,12 @@ def test_a_search_keeps_every_epoch_and_every_candidate(tmp_path: Path) -> None:
     assert stage.epochs[-1].loss < stage.epochs[0].loss
     assert sum(each.seconds for each in stage.epochs) <= outcome.train_s
     settings = outcome.artifact.manifest.training.settings
-    assert [(each.after_epoch, each.accuracy) for each in stage.validations] == [
-        (BEFORE_SEARCH, settings["search_accuracy"]),
-        (EPOCHS, outcome.val_accuracy),
-    ]
+    searched, last = stage.validations
+    assert (searched.after_epoch, searched.accuracy) == (BEFORE_SEARCH, settings["search_accuracy"])
+    assert last.after_epoch == EPOCHS
+    # The better of the two is stored.
+    assert outcome.val_accuracy == max(searched.accuracy, last.accuracy)
+    assert outcome.as_searched == (searched.accuracy > last.accuracy)
     search = found.search
     assert search is not None
     assert [len(generation) for generation in search.generations] == [6, 6, 6]
