@@ -1,4 +1,4 @@
-"""``glora-train``: train a task and store its delta."""
+"""``glora train``: train a task and store its delta."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from glora_deploy.console import (
     stderr,
     stdout,
 )
+from glora_deploy.options import QuietOption, StoreOption
+from glora_deploy.program import app_of, examples
+from glora_deploy.store.default_place import DEFAULT_STORE
 
 from . import api
 from .config import DeviceName, Method, Schedule
@@ -23,28 +26,16 @@ from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
 if TYPE_CHECKING:  # it brings torch, which --help and wrong usage do without
     from .pipeline import Outcome
 
-EXAMPLES = """
-[bold]Examples[/bold]
 
-glora-train --task digits
-
-glora-train --task digits --compare-lora --max-parameters 50k
-
-glora-train --task pets --data folder:photos/pets --backbone vit_small_patch16_224
-
-glora-train --task birds --data folder:birds --split train=train,val=0.2,test=val \\
-    --backbone vit_small_patch16_224
-
-glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M \\
-    --backbone vit_base_patch16_224.orig_in21k
-
-The same command again goes on with a run that was interrupted.
-"""
-
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-
-@app.command(epilog=EXAMPLES)
+@examples(
+    "--task digits",
+    "--task digits --compare-lora --max-parameters 50k",
+    "--task pets --data folder:photos/pets --backbone vit_small_patch16_224",
+    "--task birds --data folder:birds --split train=train,val=0.2,test=val "
+    "--backbone vit_small_patch16_224",
+    "--task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M "
+    "--backbone vit_base_patch16_224.orig_in21k",
+)
 def train(
     task: Annotated[str, typer.Option(help="Name under which the store keeps the task.")],
     data: Annotated[
@@ -98,7 +89,7 @@ def train(
             help="Side of the input in pixels, or HEIGHTxWIDTH; the backbone's by default.",
         ),
     ] = None,
-    store: Annotated[Path, typer.Option(help="Folder of the artifact store.")] = Path("artifacts"),
+    store: StoreOption = DEFAULT_STORE,
     version: Annotated[
         str | None, typer.Option(help="Name of the new version; v1, v2, ... by default.")
     ] = None,
@@ -180,12 +171,13 @@ def train(
         bool,
         typer.Option("--restart", help="Discard an interrupted run of this task, and start anew."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train a task on a frozen backbone and store its delta.
 
     A GLoRA supernet is trained on the training split, searched for its best subnet on the
-    validation split, and the subnet is tested once on the test split.
+    validation split, and the subnet is tested once on the test split. The same command again goes
+    on with a run that was interrupted.
     """
     with (
         one_line_errors("interrupted; the same command goes on where it stopped"),
@@ -265,6 +257,9 @@ def _print(outcomes: list[Outcome], store: Path) -> None:
     stdout.print(make_table(f"stored in {store}", columns, rows, right=numbers))
 
 
+app = app_of(train)
+
+
 def main() -> None:
-    """Run the command line."""
+    """Entry point of ``glora-train``."""
     app()

@@ -11,11 +11,14 @@ import typer
 from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
 from glora_deploy.data.text_file import read_names
+from glora_deploy.options import QuietOption, StoreOption
+from glora_deploy.program import examples
+from glora_deploy.store.default_place import DEFAULT_STORE
 from glora_deploy.store.reader import require_slug
 from glora_deploy.store.store import ArtifactStore
 
 from .each_task import UNCHANGED
-from .options import CheckpointOption, QuietOption, RevisionOption, StoreOption, TokenOption
+from .options import CheckpointOption, RevisionOption, TokenOption
 from .progress import steps
 
 if TYPE_CHECKING:  # they bring torch
@@ -26,6 +29,10 @@ if TYPE_CHECKING:  # they bring torch
     from ..importers.peft import Adapter
 
 
+@examples(
+    "adapters/peft-svhn --task svhn",
+    "glora.pt --task svhn --subnet subnet.json --labels labels.txt",
+)
 def import_adapter(
     source: Annotated[
         str,
@@ -43,7 +50,7 @@ def import_adapter(
             help="Side of the input in pixels, or HEIGHTxWIDTH, if not the model's own.",
         ),
     ] = None,
-    store: StoreOption = Path("artifacts"),
+    store: StoreOption = DEFAULT_STORE,
     subnet: Annotated[
         Path | None, typer.Option(help="With a .pt: file that says which subnet to take.")
     ] = None,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from glora_deploy.console import one_line_errors, stdout
+from glora_deploy.options import QuietOption, StoreOption
+from glora_deploy.program import examples
 from glora_deploy.quiet import only_errors
+from glora_deploy.store.default_place import DEFAULT_STORE
 from glora_deploy.store.store import ArtifactStore
 
 from .each_task import UNCHANGED
-from .options import CheckpointOption, QuietOption, RevisionOption, StoreOption, TokenOption
+from .options import CheckpointOption, RevisionOption, TokenOption
 from .progress import hub_steps
 
 
+@examples("user/vit-svhn", "user/vit-svhn --revision v1.2 --task numbers")
 def pull(
     repo: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub.")],
-    store: StoreOption = Path("artifacts"),
+    store: StoreOption = DEFAULT_STORE,
     task: Annotated[
         str | None, typer.Option(help="Name in this store; the pushed one by default.")
     ] = None,

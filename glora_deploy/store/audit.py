@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import ArtifactError, GloraDeployError
 from .artifact import ADAPTER, MANIFEST, Artifact
 from .backbone_config import require_agreement, require_intact_config
+from .default_place import default_store
 from .export_record import ExportRecord
 from .fingerprint import fingerprint as fingerprint_of
 from .folder_lock import OpenFolder
@@ -89,10 +90,10 @@ def backbone_option(source: str) -> str:
 def store_option(root: Path) -> str:
     """The option of the command line for this store, after a space; empty for the default one.
 
-    >>> store_option(Path("my models")), store_option(Path("artifacts"))
+    >>> store_option(Path("my models")), store_option(default_store())
     (" --store 'my models'", '')
     """
-    return "" if root == Path("artifacts") else f" --store {shlex.quote(str(root))}"
+    return "" if root == default_store() else f" --store {shlex.quote(str(root))}"
 
 
 def size_of(store: StoreReader, task: str) -> TaskSize:
