@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,7 @@ from ..data.load import load_task
 from ..errors import DataError
 from ..store.manifest import Manifest
 from ..wording import count_of, some_of
-
-Split: TypeAlias = Literal["test", "val", "train", "all"]
-"""``all`` is train, val and test together."""
+from .choices import Split
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -101,7 +99,7 @@ def load_images(
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     spec = _recorded_spec(manifest) if data is None else data
     seed = (manifest.training.seed if manifest else None) or 0
-    task, is_recorded = _as_recorded(load_task(spec, seed=seed), manifest)
+    task, is_recorded = _as_recorded(_load(spec, seed), manifest)
     notes = task.notes
     if data is None and not is_recorded:
         notes += (
@@ -120,6 +118,19 @@ def load_images(
         splits_sha256=task.splits_sha256,
         notes=notes,
     )
+
+
+def _load(spec: str, seed: int) -> TaskData:
+    try:
+        return load_task(spec, seed=seed)
+    except DataError as error:
+        if " --split " not in str(error):
+            raise
+        # Training takes the choice as an option of its own.
+        raise DataError(
+            f"{error} Here the choice is part of the data: --data '{spec.partition('?')[0]}"
+            "?split=train=...,val=...,test=...'."
+        ) from error
 
 
 def _recorded_spec(manifest: Manifest | None) -> str:
