@@ -20,6 +20,13 @@ from ..store.manifest import Manifest
 from ..wording import count_of, some_of
 from .choices import Split
 
+_SEEN: dict[Split, str] = {
+    "train": "was trained on these images",
+    "val": "was chosen by its accuracy on these images",
+    "all": "was trained on some of these images",
+}
+"""What a training did with the splits that it did not keep for the end."""
+
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class LabelledImages:
@@ -108,6 +115,8 @@ def load_images(
         )
     elif manifest and not is_recorded and spec == manifest.training.data:
         notes += (f"{spec}: is not what it was when {_name(manifest)} was trained on it",)
+    if is_recorded and split in _SEEN:
+        notes += (f"{_name(manifest)} {_SEEN[split]}: expect less on images that are new to it",)
     parts = dict(task.splits())
     images = reduce(ImageSet.followed_by, parts.values()) if split == "all" else parts[split]
     return LabelledImages(

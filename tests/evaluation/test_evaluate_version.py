@@ -64,6 +64,7 @@ def test_other_splits_are_evaluated_too(store: ArtifactStore, split: str, n: int
     found = evaluate("colours", store=store.root, split=split)  # type: ignore[arg-type]
     assert found.metrics.n_images == n
     assert found.recorded_accuracy is None
+    assert "expect less on images that are new to it" in found.notes[-1]
 
 
 def test_the_same_images_with_the_classes_in_another_order_give_the_same(
