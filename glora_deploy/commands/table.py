@@ -33,6 +33,18 @@ COMMANDS = {
         "Bring a pushed delta from the Hub into the store, verified, as a new current version.",
         MAKE,
     ),
+    "evaluate": Entry(
+        f"{_HERE}.evaluate",
+        "evaluate",
+        "Measure a version on labelled images: accuracy, each class, what is taken for what.",
+        USE,
+    ),
+    "compare": Entry(
+        f"{_HERE}.compare",
+        "compare",
+        "Put versions side by side: what is recorded, what differs, who is better.",
+        USE,
+    ),
     "list": Entry(
         f"{_HERE}.list",
         "list_versions",

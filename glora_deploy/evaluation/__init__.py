@@ -12,6 +12,7 @@ torch.
 ``delta_network``      a delta merged into its backbone with torch, to answer for images
 ``metrics``            accuracy, classes one by one, confusions, calibration, from logits
 ``mcnemar``            which of two is better on the same images; ``intervals`` how sure that is
+``choices``            what one can choose from
 ``differences``        in what versions differ: settings, data, backbone, forms by type of layer
 =====================  ==========================================================================
 

@@ -12,9 +12,10 @@ from ..store.artifact import Artifact
 from ..store.manifest import Manifest
 from ..store.reader import StoreReader, require_slug
 from ..store.store import ArtifactStore
+from .choices import Split
 from .differences import Difference, differences
 from .evaluate_version import Evaluation, evaluate_on
-from .labelled_images import LabelledImages, Split, load_images
+from .labelled_images import LabelledImages, load_images
 from .mcnemar import McNemar, mcnemar
 from .predictions import BATCH_SIZE, Classifier
 

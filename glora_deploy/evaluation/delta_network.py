@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,8 +17,7 @@ from ..store.audit import backbone_option
 from ..store.fingerprint import fingerprint
 from ..store.mapped_safetensors import map_tensors
 from ..store.reader import BACKBONE_WEIGHTS, StoreReader
-
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+from .choices import Device
 
 
 class DeltaNetwork:

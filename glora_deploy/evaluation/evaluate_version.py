@@ -6,17 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..store.manifest import Manifest
 from ..store.store import ArtifactStore
 from ..wording import count_of, some_of
-from .labelled_images import LabelledImages, Split, load_images
+from .choices import Device, Split
+from .labelled_images import LabelledImages, load_images
 from .metrics import Metrics, metrics_of
 from .predictions import BATCH_SIZE, Classifier, Predictions, predict
-
-if TYPE_CHECKING:  # it brings torch, which a classifier of one's own need not
-    from .delta_network import Device
 
 OnProgress = Callable[[int, int], None]
 """Told how many images of how many are done."""

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,14 @@ from ..data.load import load_task
 from ..errors import DataError
 from ..store.manifest import Manifest
 from ..wording import count_of, some_of
+from .choices import Split
 
-Split: TypeAlias = Literal["test", "val", "train", "all"]
-"""``all`` is train, val and test together."""
+_SEEN: dict[Split, str] = {
+    "train": "was trained on these images",
+    "val": "was chosen by its accuracy on these images",
+    "all": "was trained on some of these images",
+}
+"""What a training did with the splits that it did not keep for the end."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -101,7 +106,7 @@ def load_images(
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     spec = _recorded_spec(manifest) if data is None else data
     seed = (manifest.training.seed if manifest else None) or 0
-    task, is_recorded = _as_recorded(load_task(spec, seed=seed), manifest)
+    task, is_recorded = _as_recorded(_load(spec, seed), manifest)
     notes = task.notes
     if data is None and not is_recorded:
         notes += (
@@ -110,6 +115,8 @@ def load_images(
         )
     elif manifest and not is_recorded and spec == manifest.training.data:
         notes += (f"{spec}: is not what it was when {_name(manifest)} was trained on it",)
+    if is_recorded and split in _SEEN:
+        notes += (f"{_name(manifest)} {_SEEN[split]}: expect less on images that are new to it",)
     parts = dict(task.splits())
     images = reduce(ImageSet.followed_by, parts.values()) if split == "all" else parts[split]
     return LabelledImages(
@@ -120,6 +127,19 @@ def load_images(
         splits_sha256=task.splits_sha256,
         notes=notes,
     )
+
+
+def _load(spec: str, seed: int) -> TaskData:
+    try:
+        return load_task(spec, seed=seed)
+    except DataError as error:
+        if " --split " not in str(error):
+            raise
+        # Training takes the choice as an option of its own.
+        raise DataError(
+            f"{error} Here the choice is part of the data: --data '{spec.partition('?')[0]}"
+            "?split=train=...,val=...,test=...'."
+        ) from error
 
 
 def _recorded_spec(manifest: Manifest | None) -> str:
