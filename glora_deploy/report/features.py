@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..data.image_set import ImageSet
 from ..data.preprocess import Preprocessing, preprocess_batch
-from ..evaluation.delta_network import Device, device_of, frozen_network, merged_network
+from ..evaluation.choices import Device
+from ..evaluation.delta_network import device_of, frozen_network, merged_network
 from ..store.artifact import Artifact
 from ..store.reader import StoreReader
 

@@ -28,9 +28,8 @@ from .training_section import training_section
 from .versions_section import versions_section
 
 if TYPE_CHECKING:
-    from ..evaluation.delta_network import Device
+    from ..evaluation.choices import Device, Split
     from ..evaluation.evaluate_version import Evaluation
-    from ..evaluation.labelled_images import Split
 
 AS_SEARCHED = "as searched"
 """What a manifest's settings say of weights that later epochs made no better."""
