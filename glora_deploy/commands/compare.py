@@ -143,7 +143,7 @@ _FACTS = (
     "95% interval",
     "images",
     "answered by",
-    "accuracy less the first's",
+    "accuracy difference",
     "95% interval of that",
     "right, the first wrong",
     "wrong, the first right",

@@ -43,7 +43,7 @@ N_WORST = 10
     "digits",
     "digits v1 --of delta --split val",
     "digits --data folder:photos --split all --per-class  # every image of a folder of one's own",
-    "--folder digits-onnx --data digits --json  # an exported or pulled folder",
+    "--folder digits-onnx --data digits --json  # an exported folder",
 )
 def evaluate(
     task: Annotated[
@@ -71,7 +71,7 @@ def evaluate(
         typer.Option(
             "--folder",
             file_okay=False,
-            help="Let the ONNX model of an exported or pulled folder answer.",
+            help="Let the ONNX model of an exported or downloaded folder answer.",
         ),
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where a delta computes.")] = "auto",
