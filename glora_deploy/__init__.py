@@ -11,7 +11,7 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``evaluation``       how good a version is on labelled images, and versions side by side
 ``parity``           do two stages compute the same; ``machine`` where that was measured
 ``commands``         the program ``glora``, a file for each command; ``program``, ``options``,
-                     ``console`` and ``quiet`` what every program shares
+                     ``console``, ``plain_progress`` and ``quiet`` what every program shares
 ``interrupt``        Ctrl-C while a program is still loading
 ``errors``           what can go wrong in the world, as one tree
 ``precision``        fp32, fp16, bf16

@@ -69,4 +69,8 @@ VersionOption = Annotated[
         autocompletion=complete_version,
     ),
 ]
+CurrentOption = Annotated[
+    bool,
+    typer.Option("--current/--no-current", help="Let the new version be the one that answers."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
 from glora_deploy.console import (
     make_table,
@@ -15,12 +15,15 @@ from glora_deploy.console import (
     stderr,
     stdout,
 )
-from glora_deploy.options import QuietOption, StoreOption
+from glora_deploy.options import CurrentOption, QuietOption, StoreOption
+from glora_deploy.plain_progress import Progress
 from glora_deploy.program import app_of, examples
+from glora_deploy.store.audit import store_option
 from glora_deploy.store.default_place import DEFAULT_STORE
 
 from . import api
 from .config import DeviceName, Method, Schedule
+from .config_file import take_config
 from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
 
 if TYPE_CHECKING:  # it brings torch, which --help and wrong usage do without
@@ -30,6 +33,7 @@ if TYPE_CHECKING:  # it brings torch, which --help and wrong usage do without
 @examples(
     "--task digits",
     "--task digits --compare-lora --max-parameters 50k",
+    "--config artifacts/digits/v1/run.toml --seed 1 --no-current",
     "--task pets --data folder:photos/pets --backbone vit_small_patch16_224",
     "--task birds --data folder:birds --split train=train,val=0.2,test=val "
     "--backbone vit_small_patch16_224",
@@ -92,6 +96,19 @@ def train(
     store: StoreOption = DEFAULT_STORE,
     version: Annotated[
         str | None, typer.Option(help="Name of the new version; v1, v2, ... by default.")
+    ] = None,
+    make_current: CurrentOption = True,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            dir_okay=False,
+            is_eager=True,
+            expose_value=False,
+            callback=take_config,
+            help="TOML file of options by their names, for what the command line leaves out. Each "
+            "version has one beside it, STORE/TASK/VERSION/run.toml, that repeats it.",
+        ),
     ] = None,
     method: Annotated[
         Method,
@@ -204,6 +221,7 @@ def train(
             input_size=input_size,
             store=store,
             version=version,
+            make_current=make_current,
             method=method,
             schedule=schedule,
             epochs=epochs,
@@ -227,20 +245,21 @@ def train(
             report=_Bars(bars),
             tell=_tell,
         )
-    _print(outcomes, store)
+    _print(outcomes, store, make_current=make_current)
 
 
 class _Bars:
-    """One progress bar per stage, made when the stage is first heard of."""
+    """Progress stage by stage; one begins where it is first heard of, be that half way."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._stages: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        if stage not in self._stages:
-            self._stages[stage] = self._bars.add_task(stage, total=total, note="")
-        self._bars.update(self._stages[stage], completed=done, note=note)
+        if stage in self._stages:
+            self._bars.update(self._stages[stage], completed=done, note=note)
+        else:
+            self._stages[stage] = self._bars.add_task(stage, total=total, completed=done, note=note)
 
 
 def _tell(line: str) -> None:
@@ -248,7 +267,7 @@ def _tell(line: str) -> None:
     stderr.print(line, highlight=False, soft_wrap=True)
 
 
-def _print(outcomes: list[Outcome], store: Path) -> None:
+def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
     rows = [
         (
             f"{o.artifact.task}/{o.artifact.version}",
@@ -269,7 +288,14 @@ def _print(outcomes: list[Outcome], store: Path) -> None:
         title += (
             "\nsearch val: the chosen subnet with the supernet's weights; val, test: what is stored"
         )
-    stdout.print(make_table(title, columns, rows, right=numbers))
+    stdout.print(make_table(title, columns, rows, right=numbers, whole=("artifact", "parameters")))
+    if not make_current:
+        first = outcomes[0].artifact
+        stdout.print(
+            f"not current; to let it answer: glora use {first.task} {first.version}"
+            f"{store_option(store)}",
+            soft_wrap=True,
+        )
     for o in outcomes:
         if o.as_searched:
             stdout.print(

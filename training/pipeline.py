@@ -20,8 +20,9 @@ from glora_deploy.data.check import CheckedData, check_data
 from glora_deploy.data.load import ImageSet, TaskData, load_task
 from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.companions import COMPANIONS, HISTORY
+from glora_deploy.store.companions import COMPANIONS, HISTORY, RUN_SETTINGS
 from glora_deploy.store.manifest import ManifestDraft
+from glora_deploy.store.run_settings import write_settings
 from glora_deploy.store.store import ArtifactStore
 
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
@@ -32,6 +33,7 @@ from .methods import Job, OnProgress, Trained, train_glora, train_lora, untraine
 from .pixels import Pixels
 from .record import draft_of, history_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable, require_writable
+from .run_settings import settings_of
 from .supernet import require_layers
 
 COSTLY_RATIO = 4
@@ -83,7 +85,7 @@ def run(
             and what is odd about it.
 
     Returns:
-        The stored deltas: the one asked for, which is now current, then LoRA's if compared.
+        The stored deltas: the one asked for, then LoRA's, which is never current, if compared.
 
     Raises:
         SettingError: If a setting cannot be meant; names it.
@@ -221,8 +223,9 @@ def _require_new_version(config: RunConfig, root: Path) -> None:
 def _request(config: RunConfig) -> dict[str, Any]:
     """What an interrupted run and its continuation must be asked alike to give the same bits."""
     asked = asdict(config)
-    for free in ("task", "resume", "restart", "version", "weights", "device", "tensorboard"):
+    for free in ("task", "resume", "restart", "version", "make_current", "weights", "device"):
         del asked[free]
+    del asked["tensorboard"]
     for seen_in_splits in ("skip_unreadable", "allow_duplicates", "allow_empty_classes"):
         del asked[seen_in_splits]
     train = {f"train.{name}": value for name, value in asked.pop("train").items()}
@@ -306,7 +309,7 @@ def _store(
                 test_accuracy=test_accuracy,
                 skipped=skipped,
             )
-            artifact = _put(job, store, each, draft, _beside(each, tell), first=i == 0)
+            artifact = _put(job, store, each, draft, _companions(job, each, tell), first=i == 0)
             folder.write("stored", {**_stored(folder), each.method: artifact.version})
             outcomes.append(_outcome(artifact, each, test_accuracy))
     except (StoreError, ArtifactError, OSError) as error:
@@ -317,13 +320,14 @@ def _store(
     return outcomes
 
 
-def _beside(trained: Trained, tell: Callable[[str], None]) -> dict[str, bytes]:
-    """What is to lie beside a version."""
+def _companions(job: Job, trained: Trained, tell: Callable[[str], None]) -> dict[str, bytes]:
+    """The files that lie beside a version."""
+    beside = {RUN_SETTINGS: write_settings(settings_of(trained, job.config))}
     history = history_of(trained).to_json()
-    if len(history) > (limit := COMPANIONS[HISTORY].max_bytes):
-        tell(f"the history is not kept: it has {len(history):,} bytes, at most {limit:,} can be")
-        return {}
-    return {HISTORY: history}
+    if len(history) <= (limit := COMPANIONS[HISTORY].max_bytes):
+        return {**beside, HISTORY: history}
+    tell(f"the history is not kept: it has {len(history):,} bytes, at most {limit:,} can be")
+    return beside
 
 
 def _put(
@@ -343,7 +347,7 @@ def _put(
         tensors_of(trained),
         draft,
         version=job.config.version if first else None,
-        make_current=first,
+        make_current=first and job.config.make_current,
         companions=beside,
     )
 

@@ -21,6 +21,7 @@ from glora_deploy.data.load import TaskData
 from glora_deploy.errors import DataError
 from glora_deploy.glora.supernet_layers import extract_supports
 from glora_deploy.store.artifact import read_artifact, write_artifact
+from glora_deploy.store.companions import RUN_SETTINGS, require_companions
 from glora_deploy.store.history import (
     HISTORY_VERSION,
     CandidateRecord,
@@ -28,10 +29,12 @@ from glora_deploy.store.history import (
     SearchRecord,
 )
 from glora_deploy.store.manifest import LayerRecord, ManifestDraft, TrainingRecord, first_problem
+from glora_deploy.store.run_settings import write_settings
 from glora_deploy.strict_record import short
 
 from .config import RunConfig, SettingError
 from .methods import Trained
+from .run_settings import settings_of
 from .search import Scored
 
 
@@ -126,6 +129,8 @@ def require_storable(
 ) -> None:
     """Check every rule of the format now, by writing the untrained delta to a temporary folder.
 
+    What lies beside a version must be within its limits, too.
+
     Raises:
         DataError: If a class has a name that a manifest cannot hold.
         SettingError: If the data spec is one.
@@ -141,6 +146,7 @@ def require_storable(
             f"{data.spec}: names of classes and images must be UTF-8, got "
             f"{short(error.object.strip())}. Rename it."
         ) from error
+    require_companions({RUN_SETTINGS: write_settings(settings_of(untrained, config))})
     with TemporaryDirectory(prefix="glora-") as name:
         folder = Path(name)
         write_artifact(

@@ -11,7 +11,7 @@ import typer
 from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
 from glora_deploy.data.text_file import read_names
-from glora_deploy.options import QuietOption, StoreOption
+from glora_deploy.options import CurrentOption, QuietOption, StoreOption
 from glora_deploy.program import examples
 from glora_deploy.store.default_place import DEFAULT_STORE
 from glora_deploy.store.reader import require_slug
@@ -60,6 +60,7 @@ def import_adapter(
     labels: Annotated[
         Path | None, typer.Option(help="Text file with one class name a line, in order.")
     ] = None,
+    make_current: CurrentOption = True,
     revision: RevisionOption = None,
     token: TokenOption = None,
     quiet: QuietOption = False,
@@ -87,7 +88,12 @@ def import_adapter(
             loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=size)
             imported = _on_backbone(found, loaded)
             artifact = store_import(
-                ArtifactStore.create(store), loaded, imported, task=task, labels=names
+                ArtifactStore.create(store),
+                loaded,
+                imported,
+                task=task,
+                labels=names,
+                make_current=make_current,
             )
         for note in imported.notes:
             stdout.print(note, soft_wrap=True)

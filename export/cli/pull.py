@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from glora_deploy.console import one_line_errors, stdout
-from glora_deploy.options import QuietOption, StoreOption
+from glora_deploy.options import CurrentOption, QuietOption, StoreOption
 from glora_deploy.program import examples
 from glora_deploy.quiet import only_errors
 from glora_deploy.store.default_place import DEFAULT_STORE
@@ -25,12 +25,13 @@ def pull(
     task: Annotated[
         str | None, typer.Option(help="Name in this store; the pushed one by default.")
     ] = None,
+    make_current: CurrentOption = True,
     revision: RevisionOption = None,
     checkpoint: CheckpointOption = None,
     token: TokenOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Bring a pushed delta from the Hub into the store, verified, as a new current version."""
+    """Bring a pushed delta from the Hub into the store, verified, as a new version."""
     with one_line_errors(UNCHANGED):
         from ..hub.push_pull import pull as pull_delta
 
@@ -41,6 +42,7 @@ def pull(
                 repo,
                 revision=revision,
                 task=task,
+                make_current=make_current,
                 checkpoint=checkpoint,
                 token=token,
                 on_step=on_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -76,9 +77,7 @@ def compare(
         found = run(
             names,
             store=store,
-            open_network=lambda opened, artifact: open_network(
-                opened, artifact, of=of, precision=precision
-            ),
+            open_network=partial(open_network, of=of, precision=precision),
             measure=not no_data,
             data=data,
             split=split,
@@ -143,7 +142,7 @@ _FACTS = (
     "95% interval",
     "images",
     "answered by",
-    "accuracy less the first's",
+    "accuracy difference",
     "95% interval of that",
     "right, the first wrong",
     "wrong, the first right",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..console import make_table, one_line_errors, progress_bars, stderr, stdout
-from ..evaluation.choices import Device, Split
+from ..evaluation.choices import Device
 from ..options import JsonOption, QuietOption, StoreOption, complete_task, complete_version
 from ..precision import Precision
 from ..program import examples
@@ -31,7 +32,7 @@ from .answering import (
 from .image_bars import ImageBars
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate_version import Evaluation, OnProgress
+    from ..evaluation.evaluate_version import Evaluation
     from ..evaluation.metrics import Metrics
 
 MAX_CLASSES = 20
@@ -43,7 +44,7 @@ N_WORST = 10
     "digits",
     "digits v1 --of delta --split val",
     "digits --data folder:photos --split all --per-class  # every image of a folder of one's own",
-    "--folder digits-onnx --data digits --json  # an exported or pulled folder",
+    "--folder digits-onnx --data digits --json  # an exported folder",
 )
 def evaluate(
     task: Annotated[
@@ -71,7 +72,7 @@ def evaluate(
         typer.Option(
             "--folder",
             file_okay=False,
-            help="Let the ONNX model of an exported or pulled folder answer.",
+            help="Let the ONNX model of an exported or downloaded folder answer.",
         ),
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where a delta computes.")] = "auto",
@@ -102,18 +103,17 @@ def evaluate(
     require_data(data)
     with one_line_errors():
         with progress_bars(quiet=quiet) as bars:
-            bar = ImageBars(bars)
             found = _evaluate(
                 task,
                 version,
                 store,
-                folder=folder,
+                folder,
+                open_network=partial(open_network, of=of, precision=precision, device=device),
                 data=data,
                 split=split,
-                choice=(of, precision, device),
                 batch_size=batch_size,
                 skip_unreadable=skip_unreadable,
-                report=lambda done, total: bar.show("evaluate", done, total),
+                report=partial(ImageBars(bars).show, "evaluate"),
             )
         if csv_file is not None:
             _write_csv(csv_file, found.metrics)
@@ -155,45 +155,22 @@ def _require_effect(
 
 
 def _evaluate(
-    task: str | None,
-    version: str | None,
-    store: Path,
-    *,
-    folder: Path | None,
-    data: str | None,
-    split: Split,
-    choice: tuple[Of | None, Precision | None, Device],
-    batch_size: int,
-    skip_unreadable: bool,
-    report: OnProgress,
+    task: str | None, version: str | None, store: Path, folder: Path | None, **settings: Any
 ) -> Evaluation:
-    from ..evaluation.evaluate_version import evaluate_on
+    from ..evaluation.evaluate_version import evaluate as run, evaluate_on
     from ..evaluation.labelled_images import load_images
-    from ..store.store import ArtifactStore
 
-    of, precision, device = choice
-    opened = None if task is None else ArtifactStore.open(store)
-    artifact = None if task is None or opened is None else opened.get(task, version)
-    manifest = artifact.manifest if artifact else None
-    images = load_images(manifest, data=data, split=split)
-    if folder is not None:
-        from ..serving import Predictor
+    if folder is None:
+        assert task is not None
+        return run(task, version, store=store, **settings)
+    from ..serving import Predictor
 
-        network, of = Predictor.from_folder(folder), "onnx"
-    else:
-        assert opened is not None
-        assert artifact is not None
-        images.targets(artifact.manifest.labels)  # classes that do not fit are told at once
-        network, of = open_network(opened, artifact, of=of, precision=precision, device=device)
-    return evaluate_on(
-        network,
-        images,
-        name=of,
-        manifest=manifest,
-        batch_size=batch_size,
-        skip_unreadable=skip_unreadable,
-        report=report,
-    )
+    predictor = Predictor.from_folder(folder)
+    del settings["open_network"]
+    if task is not None:
+        return run(task, version, store=store, network=predictor, **settings)
+    images = load_images(data=settings.pop("data"), split=settings.pop("split"))
+    return evaluate_on(predictor, images, name="onnx", **settings)
 
 
 def _print(found: Evaluation, *, per_class: bool, confusion: bool) -> None:

@@ -12,8 +12,9 @@ from ..console import progress_bars
 from ..errors import NotInStoreError, StoreError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
+    from ..plain_progress import Progress
     from ..store.artifact import Artifact
     from ..store.store import ArtifactStore
 

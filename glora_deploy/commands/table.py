@@ -30,7 +30,7 @@ COMMANDS = {
     "pull": Entry(
         "glora_deploy.export.cli.pull",
         "pull",
-        "Bring a pushed delta from the Hub into the store, verified, as a new current version.",
+        "Bring a pushed delta from the Hub into the store, verified, as a new version.",
         MAKE,
     ),
     "evaluate": Entry(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..store.store import ArtifactStore
 
 
-@examples("digits.tar", "digits.tar --as mnist --store elsewhere")
+@examples("digits.tar", "digits.tar --as mnist --store elsewhere", "digits.tar --no-current")
 def unpack(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", dir_okay=False, help="What `glora pack` wrote.")
@@ -27,6 +27,12 @@ def unpack(
     as_task: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Another name for its only task.")
     ] = None,
+    make_current: Annotated[
+        bool,
+        typer.Option(
+            "--current/--no-current", help="Let a task without a current version have the pack's."
+        ),
+    ] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Bring packed tasks into the store, which is made if it is missing: all of them or none.
@@ -43,7 +49,14 @@ def unpack(
     with one_line_errors("interrupted; the store is as it was"):
         opened = ArtifactStore(store)
         with bytes_bar("unpacking", quiet) as bar:
-            found = take_in(opened, file, as_task=as_task, on_size=bar.start, on_bytes=bar.advance)
+            found = take_in(
+                opened,
+                file,
+                as_task=as_task,
+                make_current=make_current,
+                on_size=bar.start,
+                on_bytes=bar.advance,
+            )
         for each in found:
             note = "" if each.is_new else " was there already"
             stdout.print(f"{each.task}/{each.version}{note}", soft_wrap=True)

@@ -14,16 +14,13 @@ from ..store.reader import StoreReader, require_slug
 from ..store.store import ArtifactStore
 from .choices import Split
 from .differences import Difference, differences
-from .evaluate_version import Evaluation, evaluate_on
+from .evaluate_version import Evaluation, OpenNetwork, evaluate_on, open_delta
 from .labelled_images import LabelledImages, load_images
 from .mcnemar import McNemar, mcnemar
-from .predictions import BATCH_SIZE, Classifier
+from .predictions import BATCH_SIZE
 
 OnStage = Callable[[str, int, int], None]
 """Told the version that is measured, and how many images of how many are done."""
-
-OpenNetwork = Callable[[StoreReader, Artifact], tuple[Classifier, str]]
-"""Gives the network that answers for a version, and what to call it."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -152,7 +149,7 @@ def compare(
             notes = (f"nothing was measured: {error}",)
     results = [
         _measure(
-            opened, each, images, open_network or _open_delta, batch_size, skip_unreadable, report
+            opened, each, images, open_network or open_delta, batch_size, skip_unreadable, report
         )
         for each in artifacts
     ]
@@ -207,12 +204,6 @@ def _current(store: StoreReader, task: str) -> str | None:
     except StoreError:  # damaged: the versions can be compared all the same
         store.require_task(task)
         return None
-
-
-def _open_delta(store: StoreReader, artifact: Artifact) -> tuple[Classifier, str]:
-    from .delta_network import DeltaNetwork
-
-    return DeltaNetwork(store, artifact), "delta"
 
 
 def _measure(

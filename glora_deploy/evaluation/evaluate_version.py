@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..store.artifact import Artifact
 from ..store.manifest import Manifest
+from ..store.reader import StoreReader
 from ..store.store import ArtifactStore
 from ..wording import count_of, some_of
 from .choices import Device, Split
@@ -18,6 +21,9 @@ from .predictions import BATCH_SIZE, Classifier, Predictions, predict
 
 OnProgress = Callable[[int, int], None]
 """Told how many images of how many are done."""
+
+OpenNetwork = Callable[[StoreReader, Artifact], tuple[Classifier, str]]
+"""Gives the network that answers for a version, and what to call it."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -78,6 +84,7 @@ def evaluate(
     store: Path | str = "artifacts",
     network: Classifier | None = None,
     network_name: str = "onnx",
+    open_network: OpenNetwork | None = None,
     data: str | None = None,
     split: Split = "test",
     batch_size: int = BATCH_SIZE,
@@ -91,15 +98,16 @@ def evaluate(
         task: Its name in the store.
         version: The current one by default.
         store: Folder of the store.
-        network: What answers, such as ``serving.Predictor.from_store(...)``; by default the delta,
-            merged into its backbone with torch.
+        network: What answers, such as ``serving.Predictor.from_store(...)``.
         network_name: What to call a ``network`` that is given.
+        open_network: What gives the network where none is given, once the data are found to be
+            there; by default the delta answers, merged into its backbone with torch.
         data: Built-in name, ``folder:PATH``, ``lists:PATH`` or ``vtab:PATH``, classes matched by
             name; by default the data that the manifest records.
         split: ``test``, ``val`` or ``train`` of the data, or ``all`` of their images.
         batch_size: Images computed at once.
         skip_unreadable: Leave images out that cannot be read.
-        device: Where a delta computes; ``auto`` takes CUDA where there is one.
+        device: Where that delta computes; ``auto`` takes CUDA where there is one.
         report: Told how many images of how many are done.
 
     Raises:
@@ -115,9 +123,9 @@ def evaluate(
     images = load_images(artifact.manifest, data=data, split=split)
     images.targets(artifact.manifest.labels if network is None else network.labels)
     if network is None:
-        from .delta_network import DeltaNetwork
-
-        network, network_name = DeltaNetwork(opened, artifact, device=device), "delta"
+        network, network_name = (open_network or partial(open_delta, device=device))(
+            opened, artifact
+        )
     return evaluate_on(
         network,
         images,
@@ -127,6 +135,19 @@ def evaluate(
         skip_unreadable=skip_unreadable,
         report=report,
     )
+
+
+def open_delta(
+    store: StoreReader, artifact: Artifact, *, device: Device = "auto"
+) -> tuple[Classifier, str]:
+    """A version's delta, merged into its backbone with torch, which is imported now.
+
+    Raises:
+        GloraDeployError: As ``DeltaNetwork``.
+    """
+    from .delta_network import DeltaNetwork
+
+    return DeltaNetwork(store, artifact, device=device), "delta"
 
 
 def evaluate_on(

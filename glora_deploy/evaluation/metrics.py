@@ -214,7 +214,7 @@ def _top_accuracy(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> fl
 
 
 def _calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    bins = np.clip(np.ceil(confidence * N_BINS).astype(np.int64) - 1, 0, N_BINS - 1)
+    bins = np.ceil(confidence * N_BINS).astype(np.int64) - 1  # no confidence is 0
     gaps = np.bincount(bins, confidence, N_BINS) - np.bincount(bins, correct, N_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 

@@ -36,6 +36,7 @@ def unpack(
     path: Path,
     *,
     as_task: str | None = None,
+    make_current: bool = True,
     on_size: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> list[Unpacked]:
@@ -50,6 +51,7 @@ def unpack(
             missing.
         path: The pack.
         as_task: Another name for the pack's only task.
+        make_current: Whether a task without a current version gets the pack's.
         on_size: Told the number of bytes to read before the first of them.
         on_bytes: Told of each further number of bytes read.
 
@@ -81,6 +83,9 @@ def unpack(
             _require_sound(prepared, index, path)
             if as_task is not None:
                 _rename(prepared, as_task)
+            if not make_current:
+                for task in prepared.tasks():
+                    (prepared.root / task / CURRENT).unlink(missing_ok=True)
             flush_tree(prepared.root)
             return _take_in(store, prepared, path)
 

@@ -47,6 +47,17 @@ def test_a_packed_version_that_was_not_current_comes_with_the_command_that_makes
     assert run("unpack", file, "-q").stdout.endswith("Make one so: glora use pets v1\n")
 
 
+def test_an_unpacked_task_need_not_answer(tmp_path: Path) -> None:
+    make_whole_store(tmp_path / "a", "cats", "pets")
+    file = tmp_path / "both.tar"
+    assert run("pack", "cats", "pets", file, "--store", tmp_path / "a", "-q").exit_code == 0
+    result = run("unpack", file, "--store", tmp_path / "b", "-q", "--no-current")
+    assert result.exit_code == 0, result.output
+    store = ArtifactStore.open(tmp_path / "b")
+    assert [store.current(task) for task in ("cats", "pets")] == [None, None]
+    assert "pets: none is current. Make one so: glora use pets v1" in result.stdout
+
+
 def test_a_task_removed_right_after_it_was_unpacked_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ def test_what_is_no_share_is_refused(n_correct: int, n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("p_first", "p_second"), [(0.1, 0.1), (0.05, 0.25), (0.02, 0.02), (0.3, 0.2), (0.4, 0.1)]
+    ("p_first", "p_second"), [(0.1, 0.1), (0.05, 0.25), (0.02, 0.02), (0.01, 0.08), (0.4, 0.1)]
 )
 def test_the_paired_interval_holds_the_difference_about_as_often_as_it_says(
     p_first: float, p_second: float
@@ -46,7 +46,7 @@ def test_the_paired_interval_holds_the_difference_about_as_often_as_it_says(
                 held += math.exp(log_ways) * (
                     p_first**first * p_second**second * rest ** (n - first - second)
                 )
-    assert 0.93 < held <= 0.9995
+    assert 0.94 < held <= 0.9995  # without the added halves 0.90 at (0.01, 0.08)
 
 
 def test_the_paired_interval_stays_between_minus_one_and_one() -> None:

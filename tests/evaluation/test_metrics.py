@@ -95,6 +95,23 @@ def test_the_calibration_error_is_the_gap_of_each_bin_by_its_images() -> None:
     assert found.top5_accuracy is None
 
 
+def test_every_bin_from_the_lowest_on_counts_for_itself() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, rng.choice([0.05, 0.3, 2], (400, 1)), (400, 25)).astype(np.float32)
+    targets = rng.integers(0, 25, 400)
+    confidence, correct = softmax(logits).max(1), logits.argmax(1) == targets
+    expected, filled = 0.0, 0
+    for low in np.arange(15) / 15:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            filled += 1
+            expected += abs(correct[inside].mean() - confidence[inside].mean()) * inside.mean()
+    assert filled > 8
+    assert confidence.min() < 1 / 15
+    found = metrics_of(logits, targets, [f"class {i}" for i in range(25)])
+    assert found.calibration_error == pytest.approx(expected)
+
+
 def test_confidences_at_the_ends_are_counted() -> None:
     logits = np.array([[0, 0], [90, -90]], np.float32)  # 1/2, and 1 to the last bit
     found = metrics_of(logits, np.array([0, 0]), ("a", "b"))
