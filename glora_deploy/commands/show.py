@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from ..console import one_line_errors
-from ..options import StoreOption, TaskArgument, complete_version
+from ..options import OptionalVersionArgument, StoreOption, TaskArgument
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 
@@ -15,12 +13,7 @@ from ..store.default_place import DEFAULT_STORE
 @examples("digits", "digits v1")
 def show(
     task: TaskArgument,
-    version: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="VERSION", help="The current one by default.", autocompletion=complete_version
-        ),
-    ] = None,
+    version: OptionalVersionArgument = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """One version in full: its manifest, as stored."""

@@ -33,6 +33,12 @@ COMMANDS = {
         "Bring a pushed delta from the Hub into the store, verified, as a new version.",
         MAKE,
     ),
+    "predict": Entry(
+        f"{_HERE}.predict",
+        "predict",
+        "Say what images show, with the most probable labels of an exported task.",
+        USE,
+    ),
     "list": Entry(
         f"{_HERE}.list",
         "list_versions",
