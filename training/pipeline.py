@@ -223,9 +223,9 @@ def _require_new_version(config: RunConfig, root: Path) -> None:
 def _request(config: RunConfig) -> dict[str, Any]:
     """What an interrupted run and its continuation must be asked alike to give the same bits."""
     asked = asdict(config)
-    for free in ("task", "resume", "restart", "version", "make_current", "weights", "device"):
-        del asked[free]
-    del asked["tensorboard"]
+    free = ("task", "resume", "restart", "version", "make_current", "weights", "device")
+    for name in (*free, "tensorboard"):
+        del asked[name]
     for seen_in_splits in ("skip_unreadable", "allow_duplicates", "allow_empty_classes"):
         del asked[seen_in_splits]
     train = {f"train.{name}": value for name, value in asked.pop("train").items()}
