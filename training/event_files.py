@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from glora_deploy.errors import MissingDependencyError
 from glora_deploy.store.history import EpochRecord
 
+from .config import SettingError
 from .run_folder import RunFolder
 from .search import Scored
 
@@ -20,16 +22,25 @@ if TYPE_CHECKING:
 SEARCH = "search"
 
 
-def require_tensorboard() -> None:
-    """Refuse a wish for event files that cannot be met.
+def require_event_files(folder: Path) -> None:
+    """Refuse a wish for event files that cannot be met; nothing is written.
+
+    Args:
+        folder: As ``--tensorboard`` names it; need not exist.
 
     Raises:
         MissingDependencyError: If tensorboard is not installed.
+        SettingError: If a file is in the way, or it may not be written to.
     """
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("tensorboard", "report", "--tensorboard") from error
+    place = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise SettingError(
+            f"tensorboard must be a folder that can be written to, {place} cannot", "tensorboard"
+        )
 
 
 class EventFiles:

@@ -28,7 +28,7 @@ from glora_deploy.store.store import ArtifactStore
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
 from .device import choose_device
 from .evaluate import accuracies
-from .event_files import EventFiles, require_tensorboard
+from .event_files import EventFiles, require_event_files
 from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
 from .record import draft_of, history_of, require_storable, tensors_of
@@ -95,7 +95,7 @@ def run(
     """
     _require_new_version(config, root)
     if config.tensorboard is not None:
-        require_tensorboard()
+        require_event_files(config.tensorboard)
     device = choose_device(config.device)
     require_writable(root)
     notes = _require_backbone(config)

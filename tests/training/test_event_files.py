@@ -13,7 +13,7 @@ from glora_deploy.errors import MissingDependencyError
 from glora_deploy.store.history import History, StageRecord, read_history
 from glora_deploy.store.reader import StoreReader
 from glora_deploy.training import pipeline
-from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
+from glora_deploy.training.config import RunConfig, SearchConfig, SettingError, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run
 from tasks import make_task, use_small_backbone
 
@@ -130,3 +130,13 @@ def test_without_tensorboard_the_wish_is_refused_before_anything_is_read(
     with pytest.raises(MissingDependencyError, match=r"pip install 'glora-deploy\[report\]'"):
         train(tmp_path / "store", tmp_path / "events")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "load_task", lambda spec, seed: pytest.fail("data were read"))
+    (tmp_path / "events").write_text("mine")
+    with pytest.raises(SettingError, match="tensorboard must be a folder that can be written to"):
+        train(tmp_path / "store", tmp_path / "events" / "here")
+    assert [path.name for path in tmp_path.iterdir()] == ["events"]
