@@ -35,7 +35,7 @@ def tiles(manifest: Manifest, evaluation: Evaluation | None) -> tuple[Tile, ...]
         low, high = evaluation.metrics.interval
         found.append(
             Tile(
-                name=f"accuracy, {evaluation.split} images",
+                name=f"{evaluation.split} accuracy",
                 value=percent(evaluation.metrics.accuracy),
                 note=f"{low:.1%} to {high:.1%} at 95%, n = {evaluation.metrics.n_images:,}",
             )
