@@ -23,6 +23,8 @@ MOST_POINTS = 600
 MOST_NAMES = 24
 """So many classes are named beside the map."""
 _MAPS = (("before", "Before: frozen backbone"), ("after", "After: merged network"))
+_ROW = 46
+"""So many letters of the legend stand side by side, each name with a mark before it."""
 _TITLE = "Features before and after"
 
 
@@ -126,7 +128,7 @@ def _paint(
     if named:
         handles, names = axis.get_legend_handles_labels()
         names = [shortened(name) for name in names]
-        columns = 5 if max(map(len, names)) <= 6 else 3
+        columns = max(1, min(5, _ROW // (max(map(len, names)) + 4)))
         axis.figure.legend(
             handles, names, loc="outside lower center", ncols=columns, handletextpad=0.1
         )

@@ -81,7 +81,7 @@ def _paint_stage(
         linestyle="--" if retraining else "-",
         marker="o" if len(stage.epochs) <= _FEW else "",
         markersize=3,
-        label="retraining" if retraining else "training images",
+        label=_label(stage, is_accuracy=is_accuracy),
     )
     if is_accuracy and stage.validations:
         axis.plot(
@@ -93,6 +93,12 @@ def _paint_stage(
             linestyle="none",
             label="validation images",
         )
+
+
+def _label(stage: StageRecord, *, is_accuracy: bool) -> str:
+    if stage.stage == "retraining":
+        return "retraining"
+    return "training images" if is_accuracy else "training"
 
 
 def _boundary(stage: StageRecord) -> int | None:
@@ -121,7 +127,10 @@ def _caption(history: History, *, as_searched: bool) -> str:
             "Diamonds are measured on the validation images, with the network merged as it ships."
         )
     if len(history.stages) > 1:
-        told.append("Retraining, dashed, starts anew on training and validation images together.")
+        told.append(
+            "Retraining, dashed, starts anew on training and validation images together, so the "
+            "validation accuracy is that of the first training."
+        )
     if (first := history.stages[0].epochs[0].epoch) > 1:
         told.append(f"Epochs before {first} were trained by a release that kept no history.")
     return " ".join(told)
