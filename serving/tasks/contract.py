@@ -128,7 +128,7 @@ class Statistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Usage:
     """What the whole engine holds and waits for, now."""
 
     queued: int
@@ -238,7 +238,7 @@ class TaskEngine(Protocol):
         """
         ...
 
-    def load_now(self) -> Load:
+    def usage(self) -> Usage:
         """What is held and waited for at this moment."""
         ...
 
