@@ -160,7 +160,13 @@ def make_table(
         right: Headers of the columns to align right, which suits numbers.
         whole: Headers of the columns that never fold.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
         table.add_column(
             column,

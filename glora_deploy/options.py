@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .store.default_place import STORE_VARIABLE, default_store
+
+
+def named(kind: Literal["task", "version"]) -> Callable[[typer.Context, Any], Any]:
+    """A check that a value, or each of several, can name a task or version at all."""
+
+    def check(context: typer.Context, value: Any) -> Any:
+        names = value if isinstance(value, list) else [value]
+        if not context.resilient_parsing and names != [None]:
+            from .store.manifest_fields import slug_problem
+
+            for name in names:
+                if problem := slug_problem(kind, name):
+                    raise typer.BadParameter(f"{kind} {problem}")
+        return value
+
+    return check
 
 
 def complete_task(context: typer.Context, incomplete: str) -> list[str]:
@@ -52,14 +68,49 @@ QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, no table; errors only.")
 ]
 TaskArgument = Annotated[
-    str, typer.Argument(metavar="TASK", help="Name of a task.", autocompletion=complete_task)
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="Name of a task.",
+        autocompletion=complete_task,
+        callback=named("task"),
+    ),
+]
+OptionalTaskArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TASK",
+        help="Everything by default.",
+        autocompletion=complete_task,
+        callback=named("task"),
+    ),
 ]
 VersionArgument = Annotated[
     str,
-    typer.Argument(metavar="VERSION", help="Version of the task.", autocompletion=complete_version),
+    typer.Argument(
+        metavar="VERSION",
+        help="Version of the task.",
+        autocompletion=complete_version,
+        callback=named("version"),
+    ),
+]
+OptionalVersionArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="VERSION",
+        help="Version of the task; the current one by default.",
+        autocompletion=complete_version,
+        callback=named("version"),
+    ),
 ]
 TaskOption = Annotated[
-    str, typer.Option("--task", help="Name of the task.", autocompletion=complete_task)
+    str | None,
+    typer.Option(
+        "--task",
+        help="Name of the task.",
+        autocompletion=complete_task,
+        callback=named("task"),
+    ),
 ]
 VersionOption = Annotated[
     str | None,
@@ -67,6 +118,7 @@ VersionOption = Annotated[
         "--version",
         help="Version of the task; the current one by default.",
         autocompletion=complete_version,
+        callback=named("version"),
     ),
 ]
 CurrentOption = Annotated[

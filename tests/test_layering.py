@@ -92,7 +92,8 @@ def must_not(module: str, found: Imported) -> bool:
     if is_below(found.name, FRONT_DOOR) and not is_below(module, FRONT_DOOR):
         return module != f"{CORE}.__main__"
     if home is None:
-        return side is not None and not (is_below(module, FRONT_DOOR) and found.lazy)
+        late = found.lazy or found.typing_only
+        return side is not None and not (is_below(module, FRONT_DOOR) and late)
     if found.relative:
         return side != home  # the core by its absolute name: a side's folder may lie elsewhere
     return side not in (None, home)

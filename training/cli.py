@@ -21,7 +21,6 @@ from glora_deploy.program import app_of, examples
 from glora_deploy.store.audit import store_option
 from glora_deploy.store.default_place import DEFAULT_STORE
 
-from . import api
 from .config import DeviceName, Method, Schedule
 from .config_file import take_config
 from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
@@ -196,6 +195,8 @@ def train(
     validation split, and the subnet is tested once on the test split. The same command again goes
     on with a run that was interrupted.
     """
+    from . import api  # it reads the built-in tasks, and so brings Pillow
+
     with (
         one_line_errors("interrupted; the same command goes on where it stopped"),
         wrong_settings(),

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from glora_deploy.console import wrong_usage_of
-from glora_deploy.options import QuietOption, StoreOption, VersionOption, complete_task
+from glora_deploy.options import QuietOption, StoreOption, VersionOption, complete_task, named
 from glora_deploy.parity import limits_with
 from glora_deploy.precision import Precision
 from glora_deploy.program import HELP_OPTIONS, Command, Program, examples
@@ -78,6 +78,7 @@ def export_command(
             help="Task to export; may be given several times.",
             show_default=False,
             autocompletion=complete_task,
+            callback=named("task"),
         ),
     ] = None,
     fmt: Annotated[
@@ -265,6 +266,7 @@ def verify_command(
         typer.Option(
             help="Task whose export to measure; may be given several times.",
             autocompletion=complete_task,
+            callback=named("task"),
         ),
     ],
     precision: Annotated[Precision, typer.Option(help="Which export of it.")] = "fp32",

@@ -11,10 +11,9 @@ import typer
 from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
 from glora_deploy.data.text_file import read_names
-from glora_deploy.options import CurrentOption, QuietOption, StoreOption
+from glora_deploy.options import CurrentOption, QuietOption, StoreOption, named
 from glora_deploy.program import examples
 from glora_deploy.store.default_place import DEFAULT_STORE
-from glora_deploy.store.reader import require_slug
 from glora_deploy.store.store import ArtifactStore
 
 from .each_task import UNCHANGED
@@ -38,7 +37,7 @@ def import_adapter(
         str,
         typer.Argument(help="PEFT folder or user/name on the Hub, or a .pt of the GLoRA authors."),
     ],
-    task: Annotated[str, typer.Option(help="Task to store it as.")],
+    task: Annotated[str, typer.Option(help="Task to store it as.", callback=named("task"))],
     backbone: Annotated[
         str, typer.Option(help="timm name of the backbone it was trained on.")
     ] = "vit_base_patch16_224",
@@ -74,7 +73,6 @@ def import_adapter(
         with wrong_usage_of("--input-size"):
             size = parse_size(input_size) if input_size else None
         _require_subnet(source, subnet)
-        require_slug("task", task)
         from glora_deploy.backbones.load import load_backbone
 
         from ..importers.assemble import store_import

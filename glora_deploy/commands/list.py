@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
+
+import typer
 
 from ..console import make_table, one_line_errors, stdout
-from ..errors import ArtifactError, NotInStoreError
-from ..options import StoreOption
-from ..precision import Precision
+from ..errors import NotInStoreError
+from ..options import JsonOption, OptionalTaskArgument, StoreOption
+from ..program import examples
 from ..store.default_place import DEFAULT_STORE
+from .exports import exports_of
 from .sizes import artifacts_of, mb, merged_bytes
 
 if TYPE_CHECKING:
@@ -17,78 +21,80 @@ if TYPE_CHECKING:
     from ..store.store import ArtifactStore
 
 
-def list_versions(store: StoreOption = DEFAULT_STORE) -> None:
+@examples("", "digits", "--json")
+def list_versions(
+    task: OptionalTaskArgument = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """Every version of every task: accuracy, size, what was exported and whether it is proven."""
     from ..store.store import ArtifactStore
 
     with one_line_errors():
         opened = ArtifactStore.open(store)
-        rows = [row for task in opened.tasks() for row in _rows(opened, task)]
-        columns = (
-            "artifact",
-            "method",
-            "test",
-            "parameters",
-            "delta",
-            "merged",
-            "parity",
-        )
+        if task is not None:
+            opened.require_task(task)
+        listed = [*_listed(opened, opened.tasks() if task is None else [task])]
+        if as_json:
+            typer.echo(json.dumps([_fields(opened, *each) for each in listed], indent=1))
+            return
+        columns = ("artifact", "created", "method", "val", "test", "parameters", "MB", "parity")
         title = (
-            f"{store}: * is current; test accuracy, support parameters, sizes in MB,\n"
-            "parity as the worst error of any stage, a share of the logits' spread"
+            f"{store}\n* is current; val and test: accuracy; parameters and MB: of the delta;\n"
+            "parity: the worst error of an export's stages, a share of the logits' spread"
         )
-        whole = ("artifact", "parameters", "parity")
-        stdout.print(make_table(title, columns, rows, right=columns[2:6], whole=whole))
+        rows = [_row(opened, *each) for each in listed]
+        whole = ("artifact", "created", "parameters", "parity")
+        stdout.print(make_table(title, columns, rows, right=columns[3:7], whole=whole))
 
 
-def _rows(store: ArtifactStore, task: str) -> Iterator[tuple[str, ...]]:
-    try:
-        current = store.current(task)
-    except NotInStoreError:  # removed meanwhile
-        return
-    for artifact in artifacts_of(store, task):
-        training = artifact.manifest.training
-        accuracy = training.test_accuracy
-        yield (
-            f"{task}/{artifact.version}{'*' if artifact.version == current else ''}",
-            training.method,
-            "" if accuracy is None else f"{accuracy:.1%}",
-            f"{artifact.manifest.n_parameters:,}",
-            mb(artifact.manifest.adapter.size_bytes),
-            _merged_mb(store, artifact),
-            _parity(store, artifact),
-        )
-
-
-def _merged_mb(store: ArtifactStore, artifact: Artifact) -> str:
-    size_bytes = merged_bytes(store, artifact)
-    return mb(size_bytes) if size_bytes else "unknown"
-
-
-def _parity(store: ArtifactStore, artifact: Artifact) -> str:
-    """For each export, its verdict and largest error, a line each: ``fp32 3e-06``."""
-    from ..store.export_record import ExportRecord
-
-    found = []
-    for precision in get_args(Precision):
-        folder = store.export_dir(artifact, precision)
-        if not folder.is_dir():
-            continue
+def _listed(store: ArtifactStore, tasks: list[str]) -> Iterator[tuple[Artifact, bool]]:
+    """Every version, and whether it is current."""
+    for task in tasks:
         try:
-            record = ExportRecord.read(folder)
-            report = record.report(folder) if record else None
-        except (ArtifactError, OSError):  # one damaged export must not hide the rest of the store
-            record = None
-        if record is None:
-            # It may have been removed meanwhile.
-            found += [f"{precision} damaged"] if folder.is_dir() else []
+            current = store.current(task)
+        except NotInStoreError:  # removed meanwhile
             continue
-        if record.adapter_sha256 != artifact.manifest.adapter.sha256:
-            found.append(f"{precision} of another delta")
-            continue
-        if report is None:
-            continue
-        errors = [c.error for step in report.steps for c in step.comparisons[:1]]
-        verdict = f"{max(errors, default=0):.0e}" if report.passed else "FAIL"
-        found.append(f"{precision} {verdict}")
-    return "\n".join(found) or "not exported"
+        for artifact in artifacts_of(store, task):
+            yield artifact, artifact.version == current
+
+
+def _row(store: ArtifactStore, artifact: Artifact, is_current: bool) -> tuple[str, ...]:
+    manifest, training = artifact.manifest, artifact.manifest.training
+    return (
+        f"{artifact.task}/{artifact.version}{'*' if is_current else ''}",
+        manifest.created[:10],
+        training.method,
+        percent(training.val_accuracy),
+        percent(training.test_accuracy),
+        f"{manifest.n_parameters:,}",
+        mb(manifest.adapter.size_bytes),
+        "\n".join(map(str, exports_of(store, artifact))) or "no export",
+    )
+
+
+def _fields(store: ArtifactStore, artifact: Artifact, is_current: bool) -> dict[str, object]:
+    manifest, training = artifact.manifest, artifact.manifest.training
+    return {
+        "task": artifact.task,
+        "version": artifact.version,
+        "current": is_current,
+        "created": manifest.created,
+        "method": training.method,
+        "val_accuracy": training.val_accuracy,
+        "test_accuracy": training.test_accuracy,
+        "n_parameters": manifest.n_parameters,
+        "n_head_parameters": manifest.n_head_parameters,
+        "delta_bytes": manifest.adapter.size_bytes,
+        "merged_bytes": merged_bytes(store, artifact) or None,
+        "exports": [each.fields() for each in exports_of(store, artifact)],
+    }
+
+
+def percent(share: float | None) -> str:
+    """A share of 0 to 1; empty if it is not known.
+
+    >>> percent(0.5), percent(None)
+    ('50.0%', '')
+    """
+    return "" if share is None else f"{share:.1%}"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..console import one_line_errors, stdout
-from ..options import StoreOption, TaskArgument, complete_version
+from ..options import StoreOption, TaskArgument, complete_version, named
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 
@@ -21,6 +21,7 @@ def remove(
             metavar="VERSION",
             help="The whole task, with --force, if left out.",
             autocompletion=complete_version,
+            callback=named("version"),
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,

@@ -33,6 +33,12 @@ COMMANDS = {
         "Bring a pushed delta from the Hub into the store, verified, as a new version.",
         MAKE,
     ),
+    "predict": Entry(
+        f"{_HERE}.predict",
+        "predict",
+        "Say what images show, with the most probable labels of an exported task.",
+        USE,
+    ),
     "evaluate": Entry(
         f"{_HERE}.evaluate",
         "evaluate",
@@ -51,7 +57,12 @@ COMMANDS = {
         "Every version of every task: accuracy, size, what was exported and whether it is proven.",
         STORE,
     ),
-    "show": Entry(f"{_HERE}.show", "show", "One version in full: its manifest, as stored.", STORE),
+    "show": Entry(
+        f"{_HERE}.show",
+        "show",
+        "One version: what it is, how it was trained, what was exported of it.",
+        STORE,
+    ),
     "use": Entry(f"{_HERE}.use", "use", "Make a version the one that answers.", STORE),
     "rollback": Entry(
         f"{_HERE}.use",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..console import one_line_errors, stdout
 from ..errors import ArtifactError, GloraDeployError, NotInStoreError, StoreError
-from ..options import StoreOption, complete_task
+from ..options import OptionalTaskArgument, StoreOption
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 @examples("", "digits")
 def verify(
-    task: Annotated[
-        str | None,
-        typer.Argument(metavar="TASK", help="Everything by default.", autocompletion=complete_task),
-    ] = None,
+    task: OptionalTaskArgument = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Read every file against its checksums; the exit status is 1 if anything is wrong.

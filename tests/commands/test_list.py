@@ -8,6 +8,7 @@ import pytest
 from command_stores import make_listed_store, run, write_export
 from factories import make_store
 from glora_deploy import console
+from glora_deploy.store.store import ArtifactStore
 
 
 def test_list_shows_every_version_its_size_and_which_is_current(tmp_path: Path) -> None:
@@ -16,8 +17,40 @@ def test_list_shows_every_version_its_size_and_which_is_current(tmp_path: Path) 
     assert result.exit_code == 0, result.output
     rows = [line for line in result.output.splitlines() if "pets" in line]
     assert [row.split()[0] for row in rows] == ["pets/v1", "pets/v2*"]
-    assert "not exported" in rows[0]
-    assert "3.00" in rows[0]
+    manifest = ArtifactStore.open(tmp_path).get("pets", "v1").manifest
+    assert rows[0].split()[1:] == [
+        manifest.created[:10], "glora", "75.0%", "145", "0.00", "no", "export"
+    ]  # fmt: skip
+    only = run("list", "cats", "--store", tmp_path)
+    assert "cats/v1*" in only.output
+    assert "pets" not in only.output
+
+
+def test_list_for_programs_has_every_field(tmp_path: Path) -> None:
+    store = make_listed_store(tmp_path)
+    write_export(store, "pets", "pets")
+    found = json.loads(run("list", "--json", "--store", tmp_path).stdout)
+    assert [(each["task"], each["version"], each["current"]) for each in found] == [
+        ("cats", "v1", True),
+        ("pets", "v1", False),
+        ("pets", "v2", True),
+    ]
+    manifest = store.get("pets").manifest
+    assert found[2] == {
+        "task": "pets",
+        "version": "v2",
+        "current": True,
+        "created": manifest.created,
+        "method": "glora",
+        "val_accuracy": 0.75,
+        "test_accuracy": None,
+        "n_parameters": manifest.n_parameters,
+        "n_head_parameters": manifest.n_head_parameters,
+        "delta_bytes": manifest.adapter.size_bytes,
+        "merged_bytes": 3_000_000 + 4 * manifest.n_head_parameters,
+        "exports": [{"precision": "fp32", "state": "proven", "formats": [], "error": None}],
+    }
+    assert found[1]["exports"] == []
 
 
 @pytest.mark.parametrize(
@@ -51,17 +84,21 @@ def test_a_damaged_export_does_not_hide_the_store(
 
 def test_a_store_without_its_backbone_is_still_listed(tmp_path: Path) -> None:
     make_store(tmp_path, {"pets": 1})
-    result = run("list", "--store", tmp_path)
+    result = run("list", "--store", tmp_path, "--json")
     assert result.exit_code == 0, result.output
-    assert "unknown" in result.output
+    assert json.loads(result.stdout)[0]["merged_bytes"] is None
 
 
-def test_numbers_are_not_cut_on_a_narrow_terminal(
+def test_a_line_fits_a_narrow_terminal_and_nothing_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_listed_store(tmp_path)
+    make_store(tmp_path, {"orientation": 1})
     monkeypatch.setattr(console.stdout, "width", 80)
-    assert "…" not in run("list", "--store", tmp_path).output
+    shown = run("list", "--store", tmp_path).output
+    assert "…" not in shown
+    (line,) = (line for line in shown.splitlines() if "orientation/v1*" in line)
+    assert line.split()[-2:] == ["no", "export"]
+    assert len(line.rstrip()) <= 80
 
 
 def test_the_proof_of_another_delta_is_not_shown_as_this_ones(tmp_path: Path) -> None:
