@@ -40,7 +40,20 @@ def test_versions_stand_side_by_side_with_what_was_measured(store: ArtifactStore
     assert 0 < float(rows["p, McNemar"]) < 1
     assert rows["lr"] == "0.01 1e-05"
     report = json.loads(run("compare", "colours", "--json", "--store", store.root).stdout)
-    assert f"{report['versions'][1]['against_first']['p_value']:.2g}" == rows["p, McNemar"]
+    first, second = report["versions"]
+    against = second["against_first"]
+    assert against["only_first"] != against["only_second"]
+    assert rows["right, the first wrong"] == str(against["only_second"])
+    assert rows["wrong, the first right"] == str(against["only_first"])
+    assert rows["p, McNemar"] == f"{against['p_value']:.2g}"
+    assert rows["accuracy difference"] == f"{against['difference']:+.1%}"
+    for row, name, form in (
+        ("val accuracy, recorded", "val_accuracy", ".1%"),
+        ("parameters", "n_parameters", ","),
+        ("classifier", "n_head_parameters", ","),
+        ("trained in, s", "seconds", ",.1f"),
+    ):
+        assert rows[row] == f"{first[name]:{form}} {second[name]:{form}}"
 
 
 def test_versions_of_one_making_differ_in_nothing(tmp_path: Path) -> None:

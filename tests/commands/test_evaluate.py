@@ -172,6 +172,7 @@ def test_wrong_usage_is_told_before_anything_is_opened(
         ("colours v9", "error: no version 'v9' of task 'colours'"),
         ("colours --data folder:nowhere", "PATH must be a folder"),
         ("colours --precision fp16", "--fmt onnx --precision fp16"),
+        ("colours v2 --precision fp32", "--version v2"),
         ("colours --folder nowhere", "must be a folder that an export wrote"),
         ("colours --data digits", "10 classes that it does not: 0 (79 images), 1 (81 images)"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from colour_files import N_MISLABELLED, N_TEST
@@ -182,6 +183,22 @@ def test_the_size_of_the_batch_changes_nothing_and_progress_counts_images(
     assert small.predictions.logits == pytest.approx(one.predictions.logits, abs=ATOL)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         evaluate("colours", store=store.root, batch_size=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_delta_answers_alike(store: ArtifactStore) -> None:
+    on_cpu = evaluate("colours", store=store.root, device="cpu").predictions
+    on_gpu = evaluate("colours", store=store.root, device="cuda").predictions
+    assert np.array_equal(on_gpu.predicted, on_cpu.predicted)
+    # cuDNN rounds the inputs of a convolution to 10 bits.
+    assert on_gpu.probabilities == pytest.approx(on_cpu.probabilities, abs=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_refused(store: ArtifactStore) -> None:
+    with pytest.raises(ValueError, match=r"torch finds none. Use --device cpu"):
+        evaluate("colours", store=store.root, device="cuda")
 
 
 class Shifted:
