@@ -9,11 +9,17 @@ from .blocks import Section, Table, percent
 
 
 def versions_section(
-    manifests: Sequence[Manifest], *, reported: str, current: str | None, damaged: Sequence[str]
+    task: str,
+    manifests: Sequence[Manifest],
+    *,
+    reported: str,
+    current: str | None,
+    damaged: Sequence[str],
 ) -> Section:
     """The table of versions.
 
     Args:
+        task: Its name.
         manifests: Of every version that can be read, oldest first.
         reported: The version that the report is about.
         current: The version that answers; None if none does.
@@ -25,7 +31,7 @@ def versions_section(
         "What each training recorded; the test accuracies are those of its own test images." + left
     )
     table = Table(
-        caption=f"Versions of {manifests[0].task}, oldest first",
+        caption=f"Versions of {task}, oldest first",
         head=("version", "stored", "method", "validation", "test", "parameters", "kB", "seconds"),
         rows=rows,
         numbers=frozenset(range(3, 8)),

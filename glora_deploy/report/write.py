@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import ArtifactError, DataError, MissingDependencyError, StoreError
+from ..errors import (
+    ArtifactError,
+    DataError,
+    MissingDependencyError,
+    NotInStoreError,
+    StoreError,
+)
 from ..store.artifact import Artifact
 from ..store.history import History, read_history
 from ..store.manifest import Manifest
@@ -192,13 +198,17 @@ def _versions(store: ArtifactStore, artifact: Artifact) -> Section:
     for version in store.versions(artifact.task):
         try:
             manifests.append(store.get(artifact.task, version).manifest)
+        except NotInStoreError:  # removed meanwhile
+            continue
         except ArtifactError:
             damaged.append(version)
     try:
         current = store.current(artifact.task)
     except StoreError:  # it names no version: none answers
         current = None
-    return versions_section(manifests, reported=artifact.version, current=current, damaged=damaged)
+    return versions_section(
+        artifact.task, manifests, reported=artifact.version, current=current, damaged=damaged
+    )
 
 
 def _notes(evaluation: Evaluation | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from glora_deploy.report.palette import ACCENT, INK
 from glora_deploy.report.search_section import search_section
 from glora_deploy.report.subnet_section import subnet_section
 from glora_deploy.report.training_section import training_section
+from glora_deploy.report.versions_section import versions_section
 from glora_deploy.store.history import (
     CandidateRecord,
     EpochRecord,
@@ -148,3 +149,20 @@ def test_a_drawing_has_the_pages_colours_and_the_words_as_they_are() -> None:
     assert 'id="two-figure_1"' in second.svg
     assert first.svg.startswith("<svg")
     assert draw("one", paint, width=3, height=2) == first
+
+
+def test_versions_stand_side_by_side_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    store, first = make_stored_task(tmp_path)
+    _, second = make_stored_task(tmp_path, seed=1)
+    section = versions_section(
+        "pets",
+        [first.manifest, second.manifest],
+        reported="v1",
+        current=store.current("pets"),
+        damaged=["v0"],
+    )
+    (table,) = section.blocks
+    assert isinstance(table, Table)
+    assert [row[0] for row in table.rows] == ["v1 (shown here)", "v2 (current)"]
+    assert table.rows[1][5] == f"{second.manifest.n_parameters:,}"
+    assert "v0: the manifest cannot be read." in section.lead
