@@ -24,3 +24,13 @@ def test_one_type_alone_keeps_the_end_of_its_name() -> None:
 
 def test_a_name_that_is_another_ones_beginning_is_a_type_too() -> None:
     assert list(by_type(["a.0.b", "a.0.b.c"])) == ["b", "b.c"]
+
+
+def test_the_stages_of_a_resnet_are_counted_as_blocks_are() -> None:
+    names = ["conv1", "layer1.0.conv1", "layer2.0.conv1", "layer2.0.downsample.0"]
+    assert by_type([*names, "layer2.0.downsample.1"]) == {
+        "conv1": ["conv1"],
+        "layer.conv1": ["layer1.0.conv1", "layer2.0.conv1"],
+        "layer.downsample.0": ["layer2.0.downsample.0"],
+        "layer.downsample.1": ["layer2.0.downsample.1"],
+    }

@@ -131,7 +131,7 @@ def test_a_convolutional_network_has_a_map_too(tmp_path: Path) -> None:
     _, artifact = make_stored_task(tmp_path, backbone=make_backbone("test_resnet"))
     figure = figure_of(subnet_section(artifact.manifest).blocks)
     assert [each.name for each in figure.drawings] == ["forms", "parameters"]
-    assert "layer1.conv1" in figure.drawings[0].svg
+    assert "layer.conv1" in figure.drawings[0].svg
 
 
 def test_a_drawing_has_the_pages_colours_and_the_words_as_they_are() -> None:
