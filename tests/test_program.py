@@ -184,6 +184,17 @@ def test_the_log_goes_to_stderr_at_the_level_that_is_asked_for(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("logging_as_it_was")
+def test_every_change_of_a_store_is_logged(tmp_path: Path) -> None:
+    make_listed_store(tmp_path)
+    for words, said in {
+        "use pets v1": f"INFO glora_deploy.store.store: {tmp_path}/pets/v1: current",
+        "remove pets v2": f"INFO glora_deploy.store.store: {tmp_path}/pets/v2: removed",
+    }.items():
+        where = ["--store", str(tmp_path), "--log-level", "info"]
+        assert said in CliRunner().invoke(app, [*words.split(), *where]).stderr
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
 def test_what_libraries_debug_does_not_bury_the_log() -> None:
     CliRunner().invoke(app, ["list", "--log-level", "debug", "--store", "nowhere"])
     assert logging.getLogger("numba.core").getEffectiveLevel() == logging.INFO
