@@ -27,14 +27,25 @@ from glora_deploy.program import Entry, load_command
 from glora_deploy.training.cli import app as training_app
 
 HEAVY = {
-    *("huggingface_hub", "matplotlib", "numba", "onnx", "onnx_ir", "onnxruntime", "peft", "PIL"),
+    *(
+        "huggingface_hub",
+        "jinja2",
+        "matplotlib",
+        "numba",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "peft",
+        "PIL",
+    ),
     *("sklearn", "tensorrt", "tensorrt_rtx", "timm", "torch", "torchvision"),
     *("transformers", "triton", "fastapi", "uvicorn"),
 }
 SUBCOMMANDS = ("export verify", "export pull", "export import")
 PROGRAMS = ("training", "export")
 WITHOUT_NUMPY = {"", *COMMANDS} - {
-    *("train", "export", "import", "pull", "list", "show", "predict", "evaluate", "compare")
+    *("train", "export", "import", "pull", "list", "show", "predict", "evaluate", "compare"),
+    "report",
 }
 """Commands of the project whose help needs no numpy."""
 

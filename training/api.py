@@ -63,6 +63,7 @@ def train(
     device: DeviceName = "auto",
     resume: bool = False,
     restart: bool = False,
+    tensorboard: Path | str | None = None,
     report: OnProgress = lambda stage, done, total, note: None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> list[Outcome]:
@@ -105,6 +106,7 @@ def train(
         device: ``auto``, ``cpu`` or ``cuda``.
         resume: Fail unless there is an interrupted run to go on with.
         restart: Discard an interrupted run of this task.
+        tensorboard: Folder for TensorBoard's event files; none are written by default.
         report: Called with a stage, how much of it is done, of how much, and a note.
         tell: Called with a line that the user should know, about the request or the data.
 
@@ -167,6 +169,7 @@ def train(
         skip_unreadable=skip_unreadable,
         allow_duplicates=allow_duplicates,
         allow_empty_classes=allow_empty_classes,
+        tensorboard=None if tensorboard is None else Path(tensorboard),
     )
     from .pipeline import run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from glora_deploy.errors import ArtifactError
 from glora_deploy.store.atomic_files import replace_file
+from glora_deploy.store.history import EpochRecord
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of one parameter."""
@@ -23,7 +24,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a training at the end of an epoch: parameters, moments, epoch, seconds."""
+    """The state of a training at the end of an epoch, and how it got there."""
 
     path: Path
     scratch: Path
@@ -43,7 +44,7 @@ class Checkpoint:
 
     def restore(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> tuple[int, float]:
+    ) -> tuple[int, float, list[EpochRecord]]:
         """Load the state into parameters and optimizer, if there is a file.
 
         Args:
@@ -51,13 +52,13 @@ class Checkpoint:
             optimizer: A fresh AdamW.
 
         Returns:
-            Epochs done and seconds spent; zeros without a file.
+            Epochs done, seconds spent and what each epoch came to; nothing without a file.
 
         Raises:
             ArtifactError: If the file is damaged.
         """
         if not self.path.exists():
-            return 0, 0.0
+            return 0, 0.0, []
         state, tensors = self._read()
         for name, parameter in parameters.items():
             value = tensors.get(f"value/{name}")
@@ -70,7 +71,7 @@ class Checkpoint:
                 if f"step/{name}" in tensors:
                     moments[index] = {key: tensors[f"{key}/{name}"] for key in MOMENTS}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        return state["epoch"], state["seconds"]
+        return state["epoch"], state["seconds"], state["history"]
 
     def write(
         self,
@@ -78,6 +79,7 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         epoch: int,
         seconds: float,
+        history: Sequence[EpochRecord] = (),
     ) -> None:
         """Replace the file by the present state.
 
@@ -86,18 +88,22 @@ class Checkpoint:
             optimizer: The AdamW that trains them.
             epoch: Epochs done.
             seconds: Spent on them.
+            history: What each of them came to.
         """
         tensors = {}
         for name, parameter in parameters.items():
             tensors[f"value/{name}"] = parameter.detach().contiguous()
             moments = optimizer.state.get(parameter, {})
             tensors |= {f"{key}/{name}": value.contiguous() for key, value in moments.items()}
-        state = {"epoch": epoch, "seconds": seconds}
+        epochs = [each.model_dump() for each in history]
+        state = {"epoch": epoch, "seconds": seconds, "history": epochs}
         replace_file(self.path, save(tensors, {"state": json.dumps(state)}), self.scratch)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with self._open() as file:
             state = json.loads(file.metadata()["state"])
+            # A release before histories wrote none.
+            state["history"] = [EpochRecord(**each) for each in state.get("history", ())]
             return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     @contextmanager

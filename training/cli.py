@@ -186,6 +186,14 @@ def train(
         bool,
         typer.Option("--restart", help="Discard an interrupted run of this task, and start anew."),
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write TensorBoard event files below this folder while training: "
+            "DIR/TASK/TIME/STAGE.",
+        ),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train a task on a frozen backbone and store its delta.
@@ -233,6 +241,7 @@ def train(
             device=device,
             resume=resume,
             restart=restart,
+            tensorboard=tensorboard,
             report=_Bars(bars),
             tell=_tell,
         )

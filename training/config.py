@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from glora_deploy.backbones.input_size import HeightWidth
@@ -341,6 +342,8 @@ class RunConfig:
     """Train although one picture is in two splits."""
     allow_empty_classes: bool = False
     """Train although a class has no training image."""
+    tensorboard: Path | None = None
+    """Folder for event files; None writes none."""
 
     def __post_init__(self) -> None:
         if problem := slug_problem("task", self.task):

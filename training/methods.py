@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,10 +14,12 @@ from torch import nn
 from glora_deploy.backbones.load import Backbone
 from glora_deploy.data.load import TaskData
 from glora_deploy.glora.forms import Form, LayerForms, Subnet
+from glora_deploy.store.history import EpochRecord, StageName, StageRecord, ValidationRecord
 
 from .checkpoint import Checkpoint
 from .config import Method, RunConfig, SearchConfig, TrainConfig
 from .evaluate import MergedNetwork
+from .event_files import EventFiles
 from .pixels import Pixels
 from .run_folder import RunFolder, ScoreMemory
 from .schedule import Draw, draw_always, draw_largest_first, draw_uniform
@@ -43,6 +45,7 @@ class Job:
     val: Pixels
     device: torch.device
     folder: RunFolder
+    events: EventFiles
     report: OnProgress
 
     @property
@@ -73,6 +76,8 @@ class Trained:
     as_searched: bool = False
     """Whether the weights are those of the supernet at the end of the search, since the epochs
     after it had made the subnet no better on the validation split."""
+    stages: tuple[StageRecord, ...] = ()
+    """Every epoch, in the order they were trained."""
 
 
 def untrained(config: RunConfig, backbone: Backbone, n_classes: int) -> list[Trained]:
@@ -124,6 +129,8 @@ def train_glora(job: Job) -> Trained:
     searched = None if config.retrain else _searched_weights(job, supernet)
     trainer.train(draw_always(subnet))
     val_accuracy, train_s = merged.accuracy(subnet, job.val), trainer.seconds
+    measured = {n_first: result.best.fitness, config.train.epochs: val_accuracy}
+    stages = [_history(job, "training", trainer, measured, supernet_epochs=n_first)]
     as_searched = searched is not None and result.best.fitness > val_accuracy
     if searched is not None and as_searched:
         searched.restore(supernet.trainable(), _no_moments(supernet))
@@ -134,6 +141,7 @@ def train_glora(job: Job) -> Trained:
         trainer.train(_draw(config.train, supernet), until=n_first)
         trainer.train(draw_always(subnet))
         train_s += trainer.seconds
+        stages.append(_history(job, "retraining", trainer, {}, supernet_epochs=n_first))
         merged = _merged(job, supernet)
     network = merged.become(subnet)
     return Trained(
@@ -147,6 +155,7 @@ def train_glora(job: Job) -> Trained:
         search_s,
         result,
         as_searched,
+        tuple(stages),
     )
 
 
@@ -168,20 +177,57 @@ def _no_moments(supernet: Supernet) -> torch.optim.Optimizer:
     return torch.optim.AdamW(supernet.trainable().values())
 
 
-def _prepare(job: Job, stage: str, images: Pixels) -> tuple[Supernet, Trainer]:
+def _prepare(job: Job, stage: StageName, images: Pixels) -> tuple[Supernet, Trainer]:
     config = job.config
     supernet = build_supernet(
         job.backbone, job.data.n_classes, config.train, seed=config.seed, device=job.device
     )
+    return supernet, _trainer(job, stage, supernet, images, config.train)
+
+
+def _trainer(
+    job: Job, stage: StageName, supernet: Supernet, images: Pixels, train: TrainConfig
+) -> Trainer:
+    """A trainer that goes on where the run was interrupted, and tells of its epochs."""
+
+    def report(epoch: EpochRecord) -> None:
+        job.events.epoch(stage, epoch)
+        note = f"loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}"
+        job.report(stage, epoch.epoch, train.epochs, note)
+
     trainer = Trainer(
         supernet,
         images,
-        config.train,
-        random.Random(f"{config.seed}/{stage}"),
+        train,
+        random.Random(f"{job.config.seed}/{stage}"),
         checkpoint=job.folder.checkpoint(stage),
-        report=_epoch_report(job.report, stage, config.train.epochs),
+        report=report,
     )
-    return supernet, trainer
+    job.events.begin(stage, trainer.history)
+    return trainer
+
+
+def _history(
+    job: Job,
+    stage: StageName,
+    trainer: Trainer,
+    measured: Mapping[int, float],
+    *,
+    supernet_epochs: int,
+) -> StageRecord:
+    """What a finished stage keeps; ``measured`` is validation accuracy by epochs done."""
+    validations = tuple(
+        ValidationRecord(after_epoch=epoch, accuracy=accuracy)
+        for epoch, accuracy in sorted(measured.items())
+    )
+    for each in validations:
+        job.events.validation(stage, each.after_epoch, each.accuracy)
+    return StageRecord(
+        stage=stage,
+        supernet_epochs=supernet_epochs,
+        epochs=tuple(trainer.history),
+        validations=validations,
+    )
 
 
 def _draw(train: TrainConfig, supernet: Supernet) -> Draw:
@@ -204,6 +250,7 @@ def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) ->
         random.Random(f"{config.seed}/search"),
         first=[] if config.train.schedule == "paper" else [supernet.space.largest()],
         report=report,
+        on_generation=job.events.generation,
     )
     # A small space is exhausted earlier: the bar is full all the same.
     job.report("search", n_planned, n_planned, f"accuracy {result.best.fitness:.1%}")
@@ -228,19 +275,24 @@ def train_lora(job: Job, seconds: float | None = None) -> Trained:
         epochs = job.folder.remember("lora-epochs", lambda: _epochs_within(limit, job))
         train = replace(train, epochs=epochs)
     supernet, subnet = _build_lora(job.config, train, job.backbone, job.data.n_classes, job.device)
-    trainer = Trainer(
-        supernet,
-        job.train,
-        train,
-        random.Random(f"{job.config.seed}/lora"),
-        checkpoint=job.folder.checkpoint("lora"),
-        report=_epoch_report(job.report, "lora", train.epochs),
-    )
+    trainer = _trainer(job, "lora", supernet, job.train, train)
     trainer.train(draw_always(subnet))
     merged = _merged(job, supernet)
     accuracy = merged.accuracy(subnet, job.val)
+    stages = (_history(job, "lora", trainer, {train.epochs: accuracy}, supernet_epochs=0),)
     network = merged.become(subnet)
-    return Trained("lora", train, supernet, subnet, network, accuracy, trainer.seconds, 0.0, None)
+    return Trained(
+        "lora",
+        train,
+        supernet,
+        subnet,
+        network,
+        accuracy,
+        trainer.seconds,
+        0.0,
+        None,
+        stages=stages,
+    )
 
 
 def _build_lora(
@@ -278,7 +330,7 @@ def _epochs_within(seconds: float, job: Job) -> int:
         job.train,
         train,
         random.Random(0),
-        report=lambda epoch, loss, accuracy: ends.append(time.perf_counter()),
+        report=lambda epoch: ends.append(time.perf_counter()),
     )
     trainer.train(draw_always(subnet))
     fastest = min(end - start for start, end in pairwise(ends))
@@ -287,11 +339,3 @@ def _epochs_within(seconds: float, job: Job) -> int:
 
 def _merged(job: Job, supernet: Supernet) -> MergedNetwork:
     return MergedNetwork(supernet, job.backbone.build(job.data.n_classes).to(job.device))
-
-
-def _epoch_report(
-    report: OnProgress, stage: str, epochs: int
-) -> Callable[[int, float, float], None]:
-    return lambda epoch, loss, accuracy: report(
-        stage, epoch, epochs, f"loss {loss:.3f}, accuracy {accuracy:.1%}"
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from glora_deploy.data.check import CheckedData, check_data
 from glora_deploy.data.load import ImageSet, TaskData, load_task
 from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.companions import RUN_SETTINGS
+from glora_deploy.store.companions import COMPANIONS, HISTORY, RUN_SETTINGS
 from glora_deploy.store.manifest import ManifestDraft
 from glora_deploy.store.run_settings import write_settings
 from glora_deploy.store.store import ArtifactStore
@@ -27,9 +28,10 @@ from glora_deploy.store.store import ArtifactStore
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
 from .device import choose_device
 from .evaluate import accuracies
+from .event_files import EventFiles, require_event_files
 from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
 from .pixels import Pixels
-from .record import draft_of, require_storable, tensors_of
+from .record import draft_of, history_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable, require_writable
 from .run_settings import settings_of
 from .supernet import require_layers
@@ -92,6 +94,8 @@ def run(
         ValueError: If what would come out cannot be stored.
     """
     _require_new_version(config, root)
+    if config.tensorboard is not None:
+        require_event_files(config.tensorboard)
     device = choose_device(config.device)
     require_writable(root)
     notes = _require_backbone(config)
@@ -129,12 +133,13 @@ def run(
             _read(images, name, backbone, device, report)
             for name, images in (("train", data.train), ("val", data.val))
         )
-        job = Job(config, backbone, data, train, val, device, folder, report)
-        trained = _train(job)
+        with closing(EventFiles(config.tensorboard, config.task, folder)) as events:
+            job = Job(config, backbone, data, train, val, device, folder, events, report)
+            trained = _train(job)
         if note := _nothing_adapted(job, trained[0]):
             tell(note)
         tested = _test(job, trained)
-        outcomes = _store(job, store, trained, tested, checked.skipped)
+        outcomes = _store(job, store, trained, tested, checked.skipped, tell)
         folder.remove()
     return outcomes
 
@@ -218,8 +223,9 @@ def _require_new_version(config: RunConfig, root: Path) -> None:
 def _request(config: RunConfig) -> dict[str, Any]:
     """What an interrupted run and its continuation must be asked alike to give the same bits."""
     asked = asdict(config)
-    for free in ("task", "resume", "restart", "version", "make_current", "weights", "device"):
-        del asked[free]
+    free = ("task", "resume", "restart", "version", "make_current", "weights", "device")
+    for name in (*free, "tensorboard"):
+        del asked[name]
     for seen_in_splits in ("skip_unreadable", "allow_duplicates", "allow_empty_classes"):
         del asked[seen_in_splits]
     train = {f"train.{name}": value for name, value in asked.pop("train").items()}
@@ -283,6 +289,7 @@ def _store(
     trained: list[Trained],
     tested: list[float],
     skipped: dict[str, list[int]],
+    tell: Callable[[str], None],
 ) -> list[Outcome]:
     backbone, config, folder = job.backbone, job.config, job.folder
     outcomes = []
@@ -302,7 +309,7 @@ def _store(
                 test_accuracy=test_accuracy,
                 skipped=skipped,
             )
-            artifact = _put(job, store, each, draft, first=i == 0)
+            artifact = _put(job, store, each, draft, _companions(job, each, tell), first=i == 0)
             folder.write("stored", {**_stored(folder), each.method: artifact.version})
             outcomes.append(_outcome(artifact, each, test_accuracy))
     except (StoreError, ArtifactError, OSError) as error:
@@ -313,8 +320,24 @@ def _store(
     return outcomes
 
 
+def _companions(job: Job, trained: Trained, tell: Callable[[str], None]) -> dict[str, bytes]:
+    """The files that lie beside a version."""
+    beside = {RUN_SETTINGS: write_settings(settings_of(trained, job.config))}
+    history = history_of(trained).to_json()
+    if len(history) <= (limit := COMPANIONS[HISTORY].max_bytes):
+        return {**beside, HISTORY: history}
+    tell(f"the history is not kept: it has {len(history):,} bytes, at most {limit:,} can be")
+    return beside
+
+
 def _put(
-    job: Job, store: ArtifactStore, trained: Trained, draft: ManifestDraft, *, first: bool
+    job: Job,
+    store: ArtifactStore,
+    trained: Trained,
+    draft: ManifestDraft,
+    beside: dict[str, bytes],
+    *,
+    first: bool,
 ) -> Artifact:
     task, version = job.config.task, _stored(job.folder).get(trained.method)
     if version is not None and task in store.tasks() and version in store.versions(task):
@@ -325,13 +348,8 @@ def _put(
         draft,
         version=job.config.version if first else None,
         make_current=first and job.config.make_current,
-        companions=_companions(job, trained),
+        companions=beside,
     )
-
-
-def _companions(job: Job, trained: Trained) -> dict[str, bytes]:
-    """The files that lie beside a version."""
-    return {RUN_SETTINGS: write_settings(settings_of(trained, job.config))}
 
 
 def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outcome:

@@ -22,6 +22,12 @@ from glora_deploy.errors import DataError
 from glora_deploy.glora.supernet_layers import extract_supports
 from glora_deploy.store.artifact import read_artifact, write_artifact
 from glora_deploy.store.companions import RUN_SETTINGS, require_companions
+from glora_deploy.store.history import (
+    HISTORY_VERSION,
+    CandidateRecord,
+    History,
+    SearchRecord,
+)
 from glora_deploy.store.manifest import LayerRecord, ManifestDraft, TrainingRecord, first_problem
 from glora_deploy.store.run_settings import write_settings
 from glora_deploy.strict_record import short
@@ -29,6 +35,7 @@ from glora_deploy.strict_record import short
 from .config import RunConfig, SettingError
 from .methods import Trained
 from .run_settings import settings_of
+from .search import Scored
 
 
 def tensors_of(trained: Trained) -> dict[str, NDArray[np.float32]]:
@@ -87,6 +94,30 @@ def draft_of(
             settings=_settings(config, trained, skipped, n_train=len(data.train)),
         ),
     )
+
+
+def history_of(trained: Trained) -> History:
+    """How a training went."""
+    return History(
+        history_version=HISTORY_VERSION, stages=trained.stages, search=_search_of(trained)
+    )
+
+
+def _search_of(trained: Trained) -> SearchRecord | None:
+    if trained.search is None:
+        return None
+    return SearchRecord(
+        seconds=trained.search_s,
+        generations=tuple(
+            tuple(_candidate(each) for each in generation)
+            for generation in trained.search.generations
+        ),
+        chosen=_candidate(trained.search.best),
+    )
+
+
+def _candidate(scored: Scored) -> CandidateRecord:
+    return CandidateRecord(n_parameters=scored.n_parameters, val_accuracy=scored.fitness)
 
 
 def require_storable(

@@ -45,6 +45,8 @@ class SearchResult:
     """Distinct subnets scored."""
     best_fitness: tuple[float, ...]
     """The best fitness known after each generation."""
+    generations: tuple[tuple[Scored, ...], ...]
+    """The subnets that are new in each generation, in the order they were evaluated."""
 
     @property
     def best(self) -> Scored:
@@ -160,6 +162,7 @@ def evolve(
     *,
     first: Sequence[Subnet] = (),
     report: Callable[[int, Scored], None] = lambda n_evaluated, best: None,
+    on_generation: Callable[[tuple[Scored, ...]], None] = lambda generation: None,
 ) -> SearchResult:
     """Search the space for the fittest subnet.
 
@@ -173,6 +176,7 @@ def evolve(
         rng: Every draw comes from it.
         first: Subnets to put into the first population, repaired if they break a limit.
         report: Called after each evaluation with how many there were and the best so far.
+        on_generation: Called after each generation with the subnets that were new in it.
 
     Returns:
         The best subnets of all generations, the last one included.
@@ -189,6 +193,7 @@ def evolve(
         )
     scored: dict[Genome, Scored] = {}
     best_fitness: list[float] = []
+    generations: list[tuple[Scored, ...]] = []
     population = _first_population(candidates, [candidates.encode(subnet) for subnet in first])
     if not population:
         raise ValueError(
@@ -205,11 +210,13 @@ def evolve(
             del ranking[config.top_k :]
             report(len(scored), scored[ranking[0]])
         best_fitness.append(scored[ranking[0]].fitness)
+        generations.append(tuple(scored[genome] for genome in population))
+        on_generation(generations[-1])
         population = _next_population(candidates, ranking)
         if not population:  # a small space has been scored whole
             break
     top = tuple(scored[genome] for genome in ranking)
-    return SearchResult(top, len(scored), tuple(best_fitness))
+    return SearchResult(top, len(scored), tuple(best_fitness), tuple(generations))
 
 
 def _first_population(candidates: _Candidates, first: list[Genome]) -> list[Genome]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from glora_deploy.errors import NonFiniteError
 from glora_deploy.glora.supernet_layers import set_subnet
+from glora_deploy.store.history import EpochRecord
 
 from .checkpoint import Checkpoint
 from .config import TrainConfig
@@ -36,8 +37,7 @@ class Trainer:
         config: Rates, batch and epochs.
         rng: One draw per epoch.
         checkpoint: Where to continue from and what to write every few epochs and at the end.
-        report: Called after each epoch with how many are done, and the mean loss and top-1 (0 to
-            1) on the batches it trained on.
+        report: Called after each epoch with what it came to.
 
     Raises:
         ArtifactError: If the checkpoint is damaged.
@@ -51,7 +51,7 @@ class Trainer:
         rng: random.Random,
         *,
         checkpoint: Checkpoint | None = None,
-        report: Callable[[int, float, float], None] = lambda epoch, loss, accuracy: None,
+        report: Callable[[EpochRecord], None] = lambda epoch: None,
     ) -> None:
         self._supernet = supernet
         self._images = images
@@ -67,9 +67,11 @@ class Trainer:
         self._epochs_restored = 0
         self.seconds = 0.0
         """Spent on training so far, before an interruption included."""
+        self.history: list[EpochRecord] = []
+        """What each epoch came to, those before an interruption included."""
         if checkpoint:
             state = checkpoint.restore(self._parameters, self._optimizer)
-            self._epochs_restored, self.seconds = state
+            self._epochs_restored, self.seconds, self.history = state
 
     def train(self, draw: Draw, until: int | None = None) -> None:
         """Go on training, and leave the supernet in eval mode.
@@ -88,9 +90,9 @@ class Trainer:
                 rng = random.Random(self._rng.getrandbits(63))
                 if self._epoch >= self._epochs_restored:
                     torch.manual_seed(rng.getrandbits(63))  # drop path draws from it
-                    loss, accuracy = self._train_epoch(draw, rng)
+                    self.history.append(self._train_epoch(draw, rng))
                     self.seconds = seconds_before + time.perf_counter() - started
-                    self._report(self._epoch + 1, loss, accuracy)
+                    self._report(self.history[-1])
                 self._epoch += 1
                 self._keep(last=last)
         self._supernet.model.eval()
@@ -99,17 +101,20 @@ class Trainer:
         # The end of a part is kept too: what comes after it may fail, such as storing the result.
         due = self._epoch % self._config.checkpoint_every == 0 or self._epoch == last
         if self._checkpoint and due and self._epoch > self._epochs_restored:
-            self._checkpoint.write(self._parameters, self._optimizer, self._epoch, self.seconds)
+            self._checkpoint.write(
+                self._parameters, self._optimizer, self._epoch, self.seconds, self.history
+            )
 
-    def _train_epoch(self, draw: Draw, rng: random.Random) -> tuple[float, float]:
-        """One pass over the split: the mean loss and accuracy of its steps."""
-        config, images = self._config, self._images
+    def _train_epoch(self, draw: Draw, rng: random.Random) -> EpochRecord:
+        """One pass over the split, and what it came to."""
+        config, images, started = self._config, self._images, time.perf_counter()
         model = _train_mode(self._supernet.model)
         batch_size = min(config.batch_size, len(images))
         n_steps = len(images) // batch_size
         order = rng.sample(range(len(images)), len(images))
         total_loss = torch.zeros((), device=images.labels.device)
         n_correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+        total_rate = 0.0
         for step in range(n_steps):
             chosen = order[step * batch_size : (step + 1) * batch_size]
             now = self._epoch + step / n_steps
@@ -117,6 +122,7 @@ class Trainer:
             rate = learning_rate(config, now if config.schedule == "short" else self._epoch)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
+            total_rate += rate
             labels = images.labels[chosen]
             logits = model(images.inputs(chosen))
             loss = F.cross_entropy(logits, labels)
@@ -136,7 +142,13 @@ class Trainer:
                 raise NonFiniteError(
                     f"training: {name} must be finite, it is not after epoch {self._epoch + 1}"
                 )
-        return mean_loss, int(n_correct) / (n_steps * batch_size)
+        return EpochRecord(
+            epoch=self._epoch + 1,
+            loss=mean_loss,
+            accuracy=int(n_correct) / (n_steps * batch_size),
+            learning_rate=total_rate / n_steps,
+            seconds=time.perf_counter() - started,
+        )
 
 
 def _train_mode(model: nn.Module) -> nn.Module:

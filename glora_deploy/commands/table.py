@@ -51,6 +51,12 @@ COMMANDS = {
         "Put versions side by side: what is recorded, what differs, who is better.",
         USE,
     ),
+    "report": Entry(
+        f"{_HERE}.report",
+        "report",
+        "Write a page on a version: curves, search, forms, confusions, mistakes, features.",
+        USE,
+    ),
     "list": Entry(
         f"{_HERE}.list",
         "list_versions",

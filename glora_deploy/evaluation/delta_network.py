@@ -40,8 +40,8 @@ class DeltaNetwork:
 
     def __init__(self, store: StoreReader, artifact: Artifact, *, device: Device = "auto") -> None:
         manifest = artifact.manifest
-        self._device = _device(device)
-        self._model = _merged(store, artifact).to(self._device)
+        self._device = device_of(device)
+        self._model = merged_network(store, artifact).to(self._device)
         self.task, self.version = manifest.task, manifest.version
         self.delta_sha256 = manifest.adapter.sha256
         self.labels = manifest.labels
@@ -54,7 +54,34 @@ class DeltaNetwork:
         return found.float().cpu().numpy()
 
 
-def _merged(store: StoreReader, artifact: Artifact) -> nn.Module:
+def merged_network(store: StoreReader, artifact: Artifact) -> nn.Module:
+    """The network of ``DeltaNetwork``, on the CPU.
+
+    Raises:
+        GloraDeployError: As ``DeltaNetwork``.
+    """
+    model, supports = _filled(store, artifact)
+    layers = artifact.manifest.layers
+    adapted = {
+        name: tensor.clone()  # what is merged reads it, while the network's own is overwritten
+        for name, tensor in model.state_dict().items()
+        if name.rpartition(".")[0] in layers
+    }
+    merge_into(model, adapted, supports, layers)
+    return model
+
+
+def frozen_network(store: StoreReader, artifact: Artifact) -> nn.Module:
+    """The same before anything is merged: the frozen backbone with the delta's classifier.
+
+    Raises:
+        GloraDeployError: As ``DeltaNetwork``.
+    """
+    return _filled(store, artifact)[0]
+
+
+def _filled(store: StoreReader, artifact: Artifact) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The frozen backbone with a delta's classifier, in eval mode, and the delta's supports."""
     manifest = artifact.manifest
     frozen = _backbone_tensors(store, artifact)
     supports: dict[str, Tensor] = {}
@@ -62,11 +89,6 @@ def _merged(store: StoreReader, artifact: Artifact) -> nn.Module:
     for name, array in artifact.tensors().items():
         tensor = torch.from_numpy(np.array(array, np.float32))
         (head if manifest.is_head(name) else supports)[name] = tensor
-    adapted = {
-        name: tensor.clone()  # what is merged reads it, while the network's own is overwritten
-        for name, tensor in frozen.items()
-        if name.rpartition(".")[0] in manifest.layers
-    }
     backbone = manifest.backbone
     model = build_empty(backbone.name, backbone.model_args, len(manifest.labels))
     try:
@@ -76,8 +98,7 @@ def _merged(store: StoreReader, artifact: Artifact) -> nn.Module:
             f"{manifest.task}/{manifest.version}: backbone and classifier must fill "
             f"{backbone.name}, they do not: {str(error).splitlines()[-1].strip()}"
         ) from error
-    merge_into(model, adapted, supports, manifest.layers)
-    return model
+    return model, supports
 
 
 def _backbone_tensors(store: StoreReader, artifact: Artifact) -> dict[str, Tensor]:
@@ -100,7 +121,12 @@ def _backbone_tensors(store: StoreReader, artifact: Artifact) -> dict[str, Tenso
     return {name: torch.from_numpy(array) for name, array in tensors.items()}
 
 
-def _device(name: Device) -> torch.device:
+def device_of(name: Device) -> torch.device:
+    """The device that a name stands for.
+
+    Raises:
+        ValueError: If ``cuda`` is asked for and torch finds none.
+    """
     found = torch.cuda.is_available()
     if name == "cuda" and not found:
         raise ValueError("device cuda must be available, torch finds none. Use --device cpu.")

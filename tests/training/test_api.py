@@ -41,7 +41,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
             " --include a.* --include b.* --exclude c.* --max-parameters 50k --population 9"
             " --generations 2 --retrain --compare-lora --seed 4 --device cpu --restart"
             " --version one --store elsewhere --skip-unreadable --allow-duplicates"
-            " --allow-empty-classes",
+            " --allow-empty-classes --tensorboard events",
             {
                 "task": "a",
                 "data": "digits",
@@ -64,6 +64,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
                 "skip_unreadable": True,
                 "allow_duplicates": True,
                 "allow_empty_classes": True,
+                "tensorboard": "events",
             },
         ),
         (

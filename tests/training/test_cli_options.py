@@ -64,6 +64,7 @@ ELSEWHERE = {
     "--config": "test_run_settings",
     "--current": "test_run_settings",
     "--store": "in every test here",
+    "--tensorboard": "test_event_files",
     "--device": "test_cli: it changes where numbers are computed, and as little of them as can be",
     "--split": "test_data_of_a_run, as the next three",
     "--skip-unreadable": "",

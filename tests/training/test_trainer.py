@@ -11,10 +11,17 @@ from torch import Tensor
 
 from glora_deploy.errors import ArtifactError, NonFiniteError
 from glora_deploy.glora.forms import LayerForms, Subnet
+from glora_deploy.store.history import EpochRecord
 from glora_deploy.training.checkpoint import Checkpoint
 from glora_deploy.training.config import Schedule, TrainConfig
 from glora_deploy.training.pixels import Pixels
-from glora_deploy.training.schedule import Draw, draw_always, draw_largest_first, draw_uniform
+from glora_deploy.training.schedule import (
+    Draw,
+    draw_always,
+    draw_largest_first,
+    draw_uniform,
+    learning_rate,
+)
 from glora_deploy.training.supernet import Supernet, build_supernet
 from glora_deploy.training.trainer import Trainer
 from stored_tasks import make_backbone
@@ -57,11 +64,22 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_training_learns_the_task() -> None:
-    seen: list[tuple[int, float, float]] = []
-    trained_state(make_config(epochs=8), report=lambda *epoch: seen.append(epoch))
-    assert [epoch for epoch, _, _ in seen] == list(range(1, 9))
-    assert seen[-1][1] < 0.5 * seen[0][1]
-    assert seen[-1][2] > 0.9
+    seen: list[EpochRecord] = []
+    trained_state(make_config(epochs=8), report=seen.append)
+    assert [each.epoch for each in seen] == list(range(1, 9))
+    assert seen[-1].loss < 0.5 * seen[0].loss
+    assert seen[-1].accuracy > 0.9
+
+
+def test_an_epoch_tells_the_mean_rate_of_its_steps() -> None:
+    config = make_config(epochs=2, warmup_epochs=1, batch_size=20)  # two steps an epoch
+    seen: list[EpochRecord] = []
+    trained_state(config, report=seen.append)
+    rates = [learning_rate(config, step / 2) for step in range(4)]
+    assert [each.learning_rate for each in seen] == pytest.approx(
+        [(rates[0] + rates[1]) / 2, (rates[2] + rates[3]) / 2]
+    )
+    assert all(each.seconds > 0 for each in seen)
 
 
 @pytest.mark.parametrize("schedule", ["short", "paper"])
@@ -145,7 +163,7 @@ def test_rates_change_per_epoch_in_the_paper_and_per_step_in_short(
 
 def test_a_batch_larger_than_the_split_is_the_whole_split() -> None:
     seen: list[int] = []
-    trained_state(make_config(batch_size=1000), report=lambda epoch, *rest: seen.append(epoch))
+    trained_state(make_config(batch_size=1000), report=lambda each: seen.append(each.epoch))
     assert seen == [1, 2, 3, 4]
 
 
@@ -155,8 +173,8 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     checkpoint.path.parent.mkdir()
     uninterrupted = trained_state(config, draw=draw_uniform)
 
-    def interrupt(epoch: int, loss: float, accuracy: float) -> None:
-        if epoch == 3:
+    def interrupt(each: EpochRecord) -> None:
+        if each.epoch == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -166,7 +184,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
         config,
         draw=draw_uniform,
         checkpoint=checkpoint,
-        report=lambda epoch, *rest: epochs.append(epoch),
+        report=lambda each: epochs.append(each.epoch),
     )
     assert epochs == [3, 4, 5]
     assert_same(resumed, uninterrupted)
@@ -183,7 +201,7 @@ def test_a_finished_training_resumes_to_its_end_without_a_step(tmp_path: Path) -
     first = trained_state(config, checkpoint=checkpoint)
     epochs: list[int] = []
     again = trained_state(
-        config, checkpoint=checkpoint, report=lambda epoch, *rest: epochs.append(epoch)
+        config, checkpoint=checkpoint, report=lambda each: epochs.append(each.epoch)
     )
     assert epochs == []
     assert_same(again, first)
@@ -236,8 +254,8 @@ def test_a_training_in_parts_resumes_in_its_second_part(tmp_path: Path) -> None:
     def in_parts(*, stop_after: int) -> dict[str, Tensor]:
         supernet = make_supernet(config)
 
-        def interrupt(epoch: int, loss: float, accuracy: float) -> None:
-            if epoch == stop_after:
+        def interrupt(each: EpochRecord) -> None:
+            if each.epoch == stop_after:
                 raise KeyboardInterrupt
 
         checkpoint = Checkpoint(tmp_path / "supernet.safetensors", tmp_path / "scratch")
