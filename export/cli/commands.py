@@ -63,6 +63,8 @@ EPILOG = """
 
 `python -m glora_deploy.export --task digits --fmt onnx --precision fp16 --single-file`
 
+`python -m glora_deploy.export --task digits --fmt onnx --with-preprocessing` and model.pixels.onnx
+
 `python -m glora_deploy.export --task digits --quantize int8 --keep-float 'blocks.*.mlp.fc2'`
 
 `python -m glora_deploy.export --task svhn --fmt trt --precision fp16 --batch 1,8,64`
@@ -101,6 +103,14 @@ def export_command(
     ] = None,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the weights into model.onnx itself.")
+    ] = False,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="Also write model.pixels.onnx, which takes decoded pixels of any size and gives "
+            "probabilities.",
+        ),
     ] = False,
     quantize: Annotated[
         Literal["int8"] | None,
@@ -215,6 +225,7 @@ def export_command(
         require_none_given(context, context.invoked_subcommand)
         return
     names = [name.value for name in fmt or [_Fmt.merged]] + ([quantize] if quantize else [])
+    names += ["pixels"] if with_preprocessing else []
     wanted = cast(tuple[Wanted, ...], tuple(names))
     require_export(
         context, task or [], wanted, precision=precision, store=store, out=out, push=push
