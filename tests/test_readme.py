@@ -14,7 +14,7 @@ import pytest
 import typer
 import typer.main
 
-import glora_deploy.cli
+import glora_deploy.commands.main
 import glora_deploy.export.cli.commands
 import glora_deploy.training.cli
 from tracked_files import ROOT, tracked_files
@@ -28,7 +28,7 @@ PAGES = [
     *sorted((ROOT / ".github").rglob("*.yml")),
 ]
 PROGRAMS = {
-    "glora": glora_deploy.cli.app,
+    "glora": glora_deploy.commands.main.app,
     "glora-export": glora_deploy.export.cli.commands.app,
     "glora-train": glora_deploy.training.cli.app,
     "python -m glora_deploy.export": glora_deploy.export.cli.commands.app,
@@ -152,7 +152,11 @@ def test_every_command_in_a_sentence_parses(line: str) -> None:
 def options_of(command: Any) -> set[str]:
     """Every option of the command and of what is below it."""
     own = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-    return own.union(*(options_of(sub) for sub in getattr(command, "commands", {}).values()))
+    if not hasattr(command, "commands"):
+        return own
+    with command.make_context(command.name, [], resilient_parsing=True) as context:
+        below = [command.resolve_command(context, [name])[1] for name in command.commands]
+    return own.union(*map(options_of, below))
 
 
 def named_options(text: str) -> set[str]:

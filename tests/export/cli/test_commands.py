@@ -195,7 +195,6 @@ def test_every_task_is_tried_and_one_failure_fails_the_run(tmp_path: Path) -> No
     [
         (["--task", "cats"], "no task 'cats' in {store}; tasks here: pets"),
         (["--task", "pets", "--version", "v9"], "no version 'v9' of task 'pets'"),
-        (["--task", "../pets"], "task must be 1 to 64 of A-Z"),
         (["--task", "pets", "--checkpoint", "random:1"], "the delta was trained on random:0"),
         (["--task", "pets", "--checkpoint", "no.npz"], "no.npz: the checkpoint must be a file"),
         (["--task", "pets", "--backbone", "vit_tinny"], "backbone 'vit_tinny' must be demo-vit"),
