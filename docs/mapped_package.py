@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 import tomllib
@@ -28,13 +29,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     _copy(root, Path(tree.name) / _CORE)
     plugin: Any = config.plugins["mkdocstrings"]
     plugin.config.handlers["python"]["paths"] = [tree.name]
-    # Alive for as long as the configuration is: it is removed when the build ends.
-    config.extra["mapped_package"] = tree
+    atexit.register(tree.cleanup)
     return config
 
 
 def _copy(root: Path, package: Path) -> None:
-    """Copies, as the reader of the sources follows no links."""
+    """Copy the sources of every package to where it is installed."""
     settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
     mapped: dict[str, str] = settings["tool"]["setuptools"]["package-dir"]
     for name, folder in {_CORE: _CORE, **mapped}.items():

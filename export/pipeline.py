@@ -13,7 +13,7 @@ import onnx
 
 from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import StoreError
-from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report
+from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report, Step
 from glora_deploy.precision import PRECISIONS, Precision
 from glora_deploy.store.artifact import Artifact, write_artifact
 from glora_deploy.store.backbone_config import require_agreement
@@ -232,6 +232,8 @@ class _Builder:
     def finish(self, formats: tuple[Format, ...]) -> Exported:
         """Measure every stage from the training graph to the last file, and record it all."""
         weights = self.backbone / BACKBONE_WEIGHTS
+        # These need no torch, so they run before it is in memory.
+        own = self._pixel_steps() if "pixels" in formats else []
         with self.store.scratch(self.artifact.task) as scratch:
             stages = ExportStages(self.artifact, weights, self.folder, scratch)
             report = check_parity(
@@ -244,12 +246,7 @@ class _Builder:
                 overflow=self.overflow,
                 on_step=lambda stage: self.on_step(f"comparing {stage}"),
             )
-        steps = [*report.steps]
-        if "pixels" in formats:
-            self.on_step("comparing pixels and probabilities")
-            limits = self.config.limits[self.config.precision]
-            p = self._preprocessing()
-            steps += check_pixels(self.folder, p, self.inputs, self.config.precision, limits)
+        steps = [*report.steps, *own]
         if "int8" in formats:
             steps.append(QuantizeReport.read(self.folder).step())
         report = report.model_copy(update={"steps": tuple(steps)})
@@ -259,6 +256,14 @@ class _Builder:
         record = ExportRecord.of_folder(self.folder, manifest, precision, usable=report.passed)
         record.write(self.folder)
         return Exported(self.folder, report, record)
+
+    def _pixel_steps(self) -> list[Step]:
+        self.on_step("comparing pixels and probabilities")
+        precision = self.config.precision
+        limits = self.config.limits[precision]
+        steps = check_pixels(self.folder, self._preprocessing(), self.inputs, precision, limits)
+        release_memory()
+        return steps
 
     def _merge(self, folder: Path, precision: Precision) -> None:
         write_merged_folder(folder, self.artifact, self.backbone, precision)
