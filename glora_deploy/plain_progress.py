@@ -111,7 +111,8 @@ class PlainProgress:
         before = (stage.completed, stage.note)
         stage.completed = stage.completed if completed is None else completed
         stage.note = stage.note if note is None else note
-        if (stage.completed, stage.note) == before:
+        was_complete = stage.total is not None and before[0] >= stage.total
+        if (stage.completed, stage.note) == before or was_complete:
             return
         stage.pending = True
         if self._is_due(stage):

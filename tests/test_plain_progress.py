@@ -29,6 +29,7 @@ def test_a_line_comes_every_few_seconds_with_rate_and_time_left() -> None:
         ]
         progress.update(bar, completed=80, note="loss 0.01")
         assert log.said() == ["training: 80/80, 6.7/s, done in 0:00:12, loss 0.01"]
+        progress.update(bar, note="another word on what is complete")
     assert log.said() == []
     assert EVERY_S == 5
 

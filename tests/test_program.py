@@ -36,6 +36,16 @@ PROGRAMS = ("training", "export")
 WITHOUT_NUMPY = {"", *COMMANDS} - {"train", "export", "import", "pull", "list", "show", "predict"}
 """Commands of the project whose help needs no numpy."""
 
+WRONG = (
+    *(" train", " train --task digits --epochs 0", " train --task digits --lr -1"),
+    *(" train --task digits --method lora --retrain", ".training --task digits --epochs 0"),
+    *(" train --task digits --device tpu", " train --task a/b --data digits"),
+    *(" export --task digits --images 0", " export --task digits --precision fp8"),
+    *(" export --task a/b", " export verify", " import x --task t --input-size 0"),
+    *(" pull", " predict --task t a.png --top-k 0", " predict a.png", " show a/b", " use a"),
+    *(" remove a", " list --no-such", " pack a", " unpack x --as a/b", " nonesuch"),
+)
+
 EACH = """
 import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -78,7 +88,7 @@ def answers() -> dict[str, tuple[int, str, str, set[str]]]:
     """Exit status, stdout, stderr and heavy modules of each line."""
     done = subprocess.run(
         [sys.executable, "-c", EACH, " ".join({*HEAVY, "numpy"})],
-        input="\n".join(lines()),
+        input="\n".join([*lines(), *WRONG]),
         capture_output=True,
         text=True,
         check=True,
@@ -102,6 +112,16 @@ def test_help_and_version_are_there_and_bring_nothing_heavy(
     module, _, words = line.partition(" ")
     if not module and words.rpartition(" ")[0] in WITHOUT_NUMPY:
         assert heavy == set()
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_usage_is_status_2_before_anything_heavy_starts(
+    line: str, answers: dict[str, tuple[int, str, str, set[str]]]
+) -> None:
+    status, said, error, heavy = answers[line]
+    assert (status, said) == (2, "")
+    assert "Usage: " in error
+    assert heavy & HEAVY <= {"PIL"}  # which training reads its built-in tasks with
 
 
 def without_program(text: str, program: str) -> str:
@@ -161,6 +181,17 @@ def test_the_log_goes_to_stderr_at_the_level_that_is_asked_for(tmp_path: Path) -
     assert (quiet.stderr, loud.stdout) == ("", quiet.stdout)
     assert "DEBUG glora_deploy.program: list is glora_deploy.commands.list" in loud.stderr
     assert CliRunner().invoke(app, [*words, "--log-level", "loud"]).exit_code == 2
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_every_change_of_a_store_is_logged(tmp_path: Path) -> None:
+    make_listed_store(tmp_path)
+    for words, said in {
+        "use pets v1": f"INFO glora_deploy.store.store: {tmp_path}/pets/v1: current",
+        "remove pets v2": f"INFO glora_deploy.store.store: {tmp_path}/pets/v2: removed",
+    }.items():
+        where = ["--store", str(tmp_path), "--log-level", "info"]
+        assert said in CliRunner().invoke(app, [*words.split(), *where]).stderr
 
 
 @pytest.mark.usefixtures("logging_as_it_was")

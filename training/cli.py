@@ -18,7 +18,6 @@ from glora_deploy.console import (
 from glora_deploy.options import CurrentOption, QuietOption, StoreOption
 from glora_deploy.plain_progress import Progress
 from glora_deploy.program import app_of, examples
-from glora_deploy.store.audit import store_option
 from glora_deploy.store.default_place import DEFAULT_STORE
 
 from .config import DeviceName, Method, Schedule
@@ -282,6 +281,8 @@ def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
         )
     stdout.print(make_table(title, columns, rows, right=numbers, whole=("artifact", "parameters")))
     if not make_current:
+        from glora_deploy.store.audit import store_option
+
         first = outcomes[0].artifact
         stdout.print(
             f"not current; to let it answer: glora use {first.task} {first.version}"

@@ -73,10 +73,18 @@ def import_adapter(
         with wrong_usage_of("--input-size"):
             size = parse_size(input_size) if input_size else None
         _require_subnet(source, subnet)
-        from glora_deploy.backbones.load import load_backbone
+        from glora_deploy.backbones.load import load_backbone, outline, require_recordable
 
         from ..importers.assemble import store_import
 
+        with wrong_usage_of("--backbone"):
+            outline(backbone)
+        if size is not None:
+            with wrong_usage_of("--input-size"):
+                outline(backbone, input_size=size)
+        if checkpoint is not None:
+            with wrong_usage_of("--checkpoint"):
+                require_recordable(checkpoint)
         with steps(task, quiet) as on_step:
             # Fetching a backbone takes long: what can be wrong without one is found before.
             on_step("reading the adapter")

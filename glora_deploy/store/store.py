@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,8 @@ __all__ = [
     "Finding",
     "TaskSize",
 ]
+
+log = logging.getLogger(__name__)
 
 _NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NUMBERED = re.compile(r"v([1-9][0-9]{0,17})")
@@ -155,6 +158,7 @@ class ArtifactStore(StoreReader):
                                 _remove_if_empty(place.parent)
                                 raise
                             flush(place.parent)
+                        log.info("%s: stored%s", place, ", current" if make_current else "")
                         return Artifact(place, written.manifest)
             if version is not None and place.exists():
                 raise StoreError(
@@ -230,6 +234,7 @@ class ArtifactStore(StoreReader):
                     flush(folder)
             place.rename(scratch / place.name)
             flush(place.parent)
+        log.info("%s: removed", place)
 
     def verify(self, task: str | None = None) -> list[Finding]:
         """Read every file of a task, or of the whole store, against what is stated about it.
@@ -484,6 +489,7 @@ class ArtifactStore(StoreReader):
                     return None
                 replace_current(scratch / CURRENT, self.root / task)
                 flush(self.root / task)
+        log.info("%s: current", artifact.path)
         return artifact
 
     def _next_version(self, task: str) -> str:

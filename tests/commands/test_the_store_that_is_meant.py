@@ -35,3 +35,28 @@ def test_a_missing_store_is_one_line(tmp_path: Path, command: str) -> None:
     assert result.exit_code == 1
     assert "the store must be a folder" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_variable_names_the_store_and_the_command_line_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_whole_store(tmp_path / "ours", "pets", "pets")
+    make_whole_store(tmp_path / "theirs", "cats")
+    monkeypatch.setenv("GLORA_STORE", str(tmp_path / "ours"))
+    assert "pets/v2*" in run("list").output
+    assert "cats/v1*" in run("list", "--store", tmp_path / "theirs").output
+    assert "GLORA_STORE" in run("list", "--help").output
+
+
+def test_a_command_to_run_names_the_store_unless_it_is_the_one_that_is_meant_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_whole_store(tmp_path / "a", "pets", "pets")
+    assert run("pack", "pets/v1", tmp_path / "v1.tar", "--store", tmp_path / "a").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GLORA_STORE", "ours")
+    told = run("unpack", "v1.tar", "-q").stdout
+    assert told.endswith("Make one so: glora use pets v1\n")
+    assert run("use", "pets", "v1").exit_code == 0
+    told = run("unpack", "v1.tar", "-q", "--store", "artifacts").stdout
+    assert told.endswith("Make one so: glora use pets v1 --store artifacts\n")
