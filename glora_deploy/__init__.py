@@ -8,6 +8,7 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``store``            artifacts on disk; ``packs`` tasks in one file, to share them
 ``backbones``        the frozen networks, found, loaded and fingerprinted
 ``data``             images in, labelled splits and network inputs out
+``evaluation``       how good a version is on labelled images, and versions side by side
 ``parity``           do two stages compute the same; ``machine`` where that was measured
 ``commands``         the program ``glora``, a file for each command; ``program``, ``options``,
                      ``console``, ``plain_progress`` and ``quiet`` what every program shares

@@ -1,10 +1,12 @@
-"""Exported tasks answer for images; a server is to come.
+"""Tasks answer for images: one in process, or all of a store.
 
 =====================  ==========================================================================
 ``predictor``          one task of a store, or one exported folder: images in, labels out
 ``exported_model``     where its ONNX model lies, and whether to trust it
 ``onnx_session``       the one module of this side that imports ONNX Runtime
 ``image_input``        what a caller may give as an image
+``tasks/``             every task of a store from one backbone in memory
+``errors``             what a request can meet
 =====================  ==========================================================================
 
 ``Predictor`` and ``Prediction`` can be imported from here; nothing is loaded before they are. No

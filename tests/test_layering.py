@@ -25,6 +25,8 @@ FRONT_DOOR = f"{CORE}.commands"
 TORCH_FREE = (
     "data.preprocess",
     "errors",
+    "evaluation.compare_versions",
+    "evaluation.evaluate_version",
     "glora.forms",
     "merge.cpu",
     "merge.cpu_kernel",

@@ -33,7 +33,9 @@ HEAVY = {
 }
 SUBCOMMANDS = ("export verify", "export pull", "export import")
 PROGRAMS = ("training", "export")
-WITHOUT_NUMPY = {"", *COMMANDS} - {"train", "export", "import", "pull", "list", "show", "predict"}
+WITHOUT_NUMPY = {"", *COMMANDS} - {
+    *("train", "export", "import", "pull", "list", "show", "predict", "evaluate", "compare")
+}
 """Commands of the project whose help needs no numpy."""
 
 WRONG = (

@@ -39,6 +39,18 @@ COMMANDS = {
         "Say what images show, with the most probable labels of an exported task.",
         USE,
     ),
+    "evaluate": Entry(
+        f"{_HERE}.evaluate",
+        "evaluate",
+        "Measure a version on labelled images: accuracy, each class, what is taken for what.",
+        USE,
+    ),
+    "compare": Entry(
+        f"{_HERE}.compare",
+        "compare",
+        "Put versions side by side: what is recorded, what differs, who is better.",
+        USE,
+    ),
     "list": Entry(
         f"{_HERE}.list",
         "list_versions",
