@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
@@ -100,17 +101,18 @@ def test_an_address_on_another_host_is_found() -> None:
     ]
 
 
-def test_the_reference_documents_what_can_be_imported(site: Path) -> None:
+@pytest.mark.parametrize("package", ["training", "export", "evaluation", "serving"])
+def test_the_reference_documents_every_name_that_a_package_offers(site: Path, package: str) -> None:
     text = (site / "reference.html").read_text("utf-8")
-    for name in (
-        "training.api.train",
-        "training.pipeline.Outcome",
-        "export.api.export",
-        "serving.predictor.Predictor.predict",
-        "errors.ParityError",
-    ):
-        assert f'id="glora_deploy.{name}"' in text
-    assert "Also write model.pixels.onnx" in text  # a docstring, not a signature alone
+    for name in import_module(f"glora_deploy.{package}").__all__:
+        assert re.search(rf'id="glora_deploy\.{package}\.[\w.]+\.{name}"', text), name
+
+
+def test_the_reference_has_docstrings_of_attributes_and_methods_too(site: Path) -> None:
+    text = (site / "reference.html").read_text("utf-8")
+    assert "Also write model.pixels.onnx" in text
+    assert "No step failed, and at least one was measured" in text
+    assert 'id="glora_deploy.errors.ParityError"' in text
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
