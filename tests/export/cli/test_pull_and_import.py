@@ -119,7 +119,7 @@ def test_a_peft_adapter_becomes_a_task(tmp_path: Path) -> None:
 
 
 def import_with_labels(
-    tmp_path: Path, labels: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labels: bytes, monkeypatch: pytest.MonkeyPatch, *options: str
 ) -> tuple[Result, Path]:
     """Import an adapter with a file of class names, on the small backbone."""
     peft = pytest.importorskip("peft", reason="no peft installed")
@@ -133,7 +133,15 @@ def import_with_labels(
     names.write_bytes(labels)
     store = tmp_path / "store"
     command = ("import", tmp_path / "adapter", "--task", "pets", "--store", store)
-    return run(*command, "--labels", names), store
+    return run(*command, "--labels", names, *options), store
+
+
+def test_an_import_need_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "\n".join(LABELS).encode()
+    result, store = import_with_labels(tmp_path, names, monkeypatch, "--no-current")
+    assert result.exit_code == 0, result.output
+    assert ArtifactStore.open(store).versions("pets") == ["v1"]
+    assert ArtifactStore.open(store).current("pets") is None
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
