@@ -15,7 +15,7 @@ INSTALLER ?= $(BIN)/python -m pip install --progress-bar on
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check dist clean
+.PHONY: help install demo test lint types docs check dist clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ lint: install ## ruff: rules and format
 types: install ## mypy, strict
 	$(BIN)/mypy
 
+docs: install ## the documentation as a site, in site/
+	@# The theme advertises its successor on stderr.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 check: lint types test ## what continuous integration runs
 
 dist: ## the sdist, and the wheel built from it, in dist/; docs/releasing.md says what for
@@ -64,4 +68,4 @@ dist: ## the sdist, and the wheel built from it, in dist/; docs/releasing.md say
 	$(BIN)/python -m build
 
 clean: ## remove the environment, caches and the demo's output
-	rm -rf $(VENV) $(STORE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(STORE) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

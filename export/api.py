@@ -22,6 +22,7 @@ FileFormat = Literal["merged", "delta", "onnx", "trt"]
 
 NEEDS: tuple[tuple[tuple[str, ...], frozenset[Format]], ...] = (
     (("single_file",), frozenset({"onnx", "trt", "int8"})),
+    (("with_preprocessing",), frozenset({"onnx"})),
     (
         ("max_loss", "keep_float", "calibration_images", "int8_target"),
         frozenset({"int8"}),
@@ -51,6 +52,7 @@ def export(
     version: str | None = None,
     out: Path | str | None = None,
     single_file: bool = False,
+    with_preprocessing: bool = False,
     quantize: Literal["int8"] | None = None,
     max_loss: float = 0.01,
     keep_float: Sequence[str] = (),
@@ -83,6 +85,8 @@ def export(
         version: Of the task; the current one by default.
         out: Also copy the files to this folder, whose earlier export they replace.
         single_file: Put the weights into model.onnx itself.
+        with_preprocessing: Also write model.pixels.onnx, which takes decoded pixels of any size and
+            gives probabilities.
         quantize: ``int8`` also writes model.int8.onnx for ONNX Runtime on CPU.
         max_loss: Share of test accuracy, 0 to 1, that int8 may cost at most.
         keep_float: Layers that int8 leaves alone, such as ``blocks.*.mlp.fc2``.
@@ -113,7 +117,7 @@ def export(
         OSError: If there is no space; likewise.
     """
     asked = locals()
-    formats = _formats(fmt, quantize)
+    formats = _formats(fmt, quantize, with_preprocessing)
     _require_effect({name: asked[name] for names, _ in NEEDS for name in names}, formats)
     plan = PlanConfig(
         batch=batch,
@@ -163,7 +167,9 @@ def export(
     return done
 
 
-def _formats(fmt: str | Sequence[str], quantize: str | None) -> tuple[Format, ...]:
+def _formats(
+    fmt: str | Sequence[str], quantize: str | None, with_preprocessing: bool
+) -> tuple[Format, ...]:
     """In the order they are made."""
     wanted = {fmt} if isinstance(fmt, str) else {*fmt}
     if unknown := sorted(wanted - {*get_args(FileFormat)}):
@@ -171,6 +177,7 @@ def _formats(fmt: str | Sequence[str], quantize: str | None) -> tuple[Format, ..
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be 'int8' or None, got {quantize!r}")
     wanted |= {quantize} if quantize else set()
+    wanted |= {"pixels"} if with_preprocessing else set()
     return tuple(name for name in get_args(Format) if name in wanted)
 
 

@@ -11,8 +11,9 @@ from typing import get_args
 import numpy as np
 import onnx
 
+from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import StoreError
-from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report
+from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report, Step
 from glora_deploy.precision import PRECISIONS, Precision
 from glora_deploy.store.artifact import Artifact, write_artifact
 from glora_deploy.store.backbone_config import require_agreement
@@ -22,6 +23,7 @@ from glora_deploy.store.export_record import (
     INT8_FILE,
     INT8_REPORT_FILE,
     MODEL_FILE,
+    PIXELS_FILE,
     PLAN_FILE,
     WEIGHTS_FILE,
     ExportRecord,
@@ -36,9 +38,11 @@ from .int8.report import QuantizeReport
 from .onnx_model.fp16_overflow import Overflow, find_overflow
 from .onnx_model.graph_cache import OPSET, GraphCache, GraphSpec
 from .onnx_model.half_precision import to_precision
+from .onnx_model.with_preprocessing import PILLOW, pillow_version, with_preprocessing
 from .onnx_model.write import is_self_contained, write_onnx
 from .out_folder import write_out
 from .parity_check.inputs import ParityInputs, parity_inputs, task_data
+from .parity_check.pixels import check_pixels
 from .parity_check.run import check_parity
 from .parity_check.stages import ExportStages
 from .release_memory import release_memory
@@ -114,6 +118,8 @@ def export(
     old = store.export_dir(artifact, config.precision)
     with store.replace_export(artifact, config.precision) as folder:
         remade = {*config.formats, *(("onnx",) if config.single_file else ())}
+        if "pixels" in remade:  # both are written from one graph
+            remade.add("onnx")
         reused = reuse_formats(old, folder, artifact, config.precision, backbone, remade)
         builder = _Builder(
             store, artifact, backbone, config, folder, inputs, on_step, reused.overflow
@@ -121,7 +127,7 @@ def export(
         formats = {"merged", *reused.formats, *config.formats}
         if "int8" in reused.formats and drop_stale(folder, "int8"):
             formats.remove("int8")
-        if {"int8", "trt"} & formats:  # both are made from the ONNX model beside them
+        if {"pixels", "int8", "trt"} & formats:  # made from the ONNX model beside them
             formats.add("onnx")
         builder.build(formats)
         if "trt" in reused.formats and drop_stale(folder, "trt"):
@@ -212,7 +218,7 @@ class _Builder:
             self.on_step("writing the delta")
             self._write_delta()
         if "onnx" in formats and not (self.folder / MODEL_FILE).exists():
-            self._write_onnx()
+            self._write_onnx(pixels="pixels" in formats)
         if "int8" in formats and not (self.folder / INT8_FILE).exists():
             task, _ = task_data(self.artifact.manifest)
             manifest = self.artifact.manifest
@@ -226,6 +232,8 @@ class _Builder:
     def finish(self, formats: tuple[Format, ...]) -> Exported:
         """Measure every stage from the training graph to the last file, and record it all."""
         weights = self.backbone / BACKBONE_WEIGHTS
+        # These need no torch, so they run before it is in memory.
+        own = self._pixel_steps() if "pixels" in formats else []
         with self.store.scratch(self.artifact.task) as scratch:
             stages = ExportStages(self.artifact, weights, self.folder, scratch)
             report = check_parity(
@@ -238,15 +246,24 @@ class _Builder:
                 overflow=self.overflow,
                 on_step=lambda stage: self.on_step(f"comparing {stage}"),
             )
+        steps = [*report.steps, *own]
         if "int8" in formats:
-            steps = (*report.steps, QuantizeReport.read(self.folder).step())
-            report = report.model_copy(update={"steps": steps})
+            steps.append(QuantizeReport.read(self.folder).step())
+        report = report.model_copy(update={"steps": tuple(steps)})
         (self.folder / PARITY_FILE).write_bytes(report.to_json())
         self.on_step("recording checksums")
         manifest, precision = self.artifact.manifest, self.config.precision
         record = ExportRecord.of_folder(self.folder, manifest, precision, usable=report.passed)
         record.write(self.folder)
         return Exported(self.folder, report, record)
+
+    def _pixel_steps(self) -> list[Step]:
+        self.on_step("comparing pixels and probabilities")
+        precision = self.config.precision
+        limits = self.config.limits[precision]
+        steps = check_pixels(self.folder, self._preprocessing(), self.inputs, precision, limits)
+        release_memory()
+        return steps
 
     def _merge(self, folder: Path, precision: Precision) -> None:
         write_merged_folder(folder, self.artifact, self.backbone, precision)
@@ -267,7 +284,7 @@ class _Builder:
             created=manifest.created,
         )
 
-    def _write_onnx(self) -> None:
+    def _write_onnx(self, *, pixels: bool) -> None:
         skeleton = self._skeleton()
         if self.config.precision == "bf16":  # it has the range of float32
             skeleton = to_precision(skeleton, "bf16")
@@ -278,7 +295,16 @@ class _Builder:
             skeleton = to_precision(skeleton, "fp16", [o.node for o in found])
         self.on_step("writing the ONNX model")
         metadata = describe_artifact(self.artifact.manifest, self.config.precision)
-        write_onnx(self.folder, skeleton, metadata, single_file=self.config.single_file)
+        single_file = self.config.single_file
+        write_onnx(self.folder, skeleton, metadata, single_file=single_file)
+        if pixels:
+            self.on_step("writing the ONNX model with its preprocessing")
+            whole = with_preprocessing(skeleton, self._preprocessing())
+            metadata[PILLOW] = pillow_version()
+            write_onnx(self.folder, whole, metadata, single_file=single_file, name=PIXELS_FILE)
+
+    def _preprocessing(self) -> Preprocessing:
+        return Preprocessing(**self.artifact.manifest.preprocessing.model_dump())
 
     def _skeleton(self) -> onnx.ModelProto:
         manifest = self.artifact.manifest

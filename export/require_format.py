@@ -18,6 +18,7 @@ from glora_deploy.store.export_record import (
     DELTA_FOLDER,
     INT8_REPORT_FILE,
     MODEL_FILE,
+    PIXELS_FILE,
     SIDECAR_FILE,
     WEIGHTS_FILE,
     Format,
@@ -56,7 +57,9 @@ def require_format(
         case "delta":
             _require_delta(folder / DELTA_FOLDER, manifest, precision)
         case "onnx":
-            _require_graph(folder, manifest, precision)
+            _require_graph(folder / MODEL_FILE, manifest, precision)
+        case "pixels":
+            _require_graph(folder / PIXELS_FILE, manifest, precision)
         case "int8":
             report = QuantizeReport.read(folder)
             _require(
@@ -81,9 +84,8 @@ def _require_delta(folder: Path, manifest: Manifest, precision: Precision) -> No
     _require(where, "its digest", delta.manifest.digest(), same.digest())
 
 
-def _require_graph(folder: Path, manifest: Manifest, precision: Precision) -> None:
+def _require_graph(path: Path, manifest: Manifest, precision: Precision) -> None:
     """The graph must describe the artifact, and its weights be those of model.safetensors."""
-    path = folder / MODEL_FILE
     try:
         model = onnx.load_model(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own kind
@@ -91,7 +93,7 @@ def _require_graph(folder: Path, manifest: Manifest, precision: Precision) -> No
     stated = {entry.key: entry.value for entry in model.metadata_props}
     for key, value in describe_artifact(manifest, precision).items():
         _require(path, key, stated.get(key), value)
-    places = read_layout(folder / WEIGHTS_FILE)
+    places = read_layout(path.with_name(WEIGHTS_FILE))
     for weight in model.graph.initializer:
         place = places.get(weight.name)
         if place is None:

@@ -89,6 +89,19 @@ class Comparison(_Value):
     """The same, where a tie in the other stage counts for either class."""
 
 
+class PixelDifference(_Value):
+    """How far the pixels of a graph that resizes by itself are from Pillow's."""
+
+    max_levels: float
+    """Largest difference of a colour value, of 0 to 255."""
+    share: float
+    """Of the colour values that differ at all; 0 to 1."""
+
+
+PIXEL_LIMIT = PixelDifference(max_levels=1, share=0.01)
+"""Where doubles round otherwise, a value that lies between two levels may become the other."""
+
+
 class Step(_Value):
     """One stage on one set of inputs."""
 
@@ -105,6 +118,8 @@ class Step(_Value):
     """Against the float64 reference first, then against the stage before."""
     provider: str = ""
     """What computed it, such as ONNX Runtime's execution provider; empty if it was not recorded."""
+    pixels: PixelDifference | None = None
+    """Of a model that takes decoded pixels."""
 
 
 class Report(_Value):
@@ -218,6 +233,7 @@ def judge(
     *,
     spread: float | NDArray[Any],
     limits: Limits,
+    what: str = "logits",
 ) -> Step:
     """Compare a stage with the reference, and with the stage before it, and pass or fail it.
 
@@ -229,12 +245,13 @@ def judge(
             are recorded.
         spread: As for ``compare``.
         limits: What the first comparison must keep.
+        what: What is compared, for the reason of a failure.
     """
     n = len(logits)
     decisive, reference = references[0]
     for whose, values in (("", logits), (f"{decisive}: ", reference)):
         if bad := int((~np.isfinite(values).all(axis=1)).sum()):
-            reason = f"{whose}logits are not finite on {bad} of {n} images"
+            reason = f"{whose}{what} are not finite on {bad} of {n} images"
             return Step(
                 stage=stage, inputs=inputs, n_images=n, outcome="fail", reason=reason, limits=limits
             )
@@ -243,7 +260,7 @@ def judge(
         for name, other in references
         if np.isfinite(other).all()
     )
-    reason = _violation(comparisons[0], limits)
+    reason = _violation(comparisons[0], limits, what)
     return Step(
         stage=stage,
         inputs=inputs,
@@ -255,10 +272,10 @@ def judge(
     )
 
 
-def _violation(found: Comparison, limits: Limits) -> str:
+def _violation(found: Comparison, limits: Limits, what: str) -> str:
     if not found.error <= limits.max_error:
         return (
-            f"logits differ from {found.against} by {found.max_abs:.2e}, {found.error:.2e} of "
+            f"{what} differ from {found.against} by {found.max_abs:.2e}, {found.error:.2e} of "
             f"their spread, limit {limits.max_error:g}"
         )
     if not found.min_cosine >= limits.min_cosine:

@@ -45,7 +45,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 
 def test_every_block_runs(names: dict[str, Any]) -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     assert names["outcome"].artifact.task == "digits"
     assert names["outcome"].n_parameters <= 50_000
     assert names["exported"].report.passed
@@ -55,6 +55,8 @@ def test_every_block_runs(names: dict[str, Any]) -> None:
     assert len(names["answers"]) == 3
     assert names["answers"][0] == names["answers"][1]
     assert names["labels"][names["logits"][0].argmax()] == answer.label
+    assert names["labels"][names["probabilities"][0].argmax()] == answer.label
+    assert names["probabilities"][0].max() == pytest.approx(answer.probability, abs=1e-6)
 
 
 def test_the_lines_for_fastapi_answer_over_http(names: dict[str, Any]) -> None:
@@ -103,11 +105,13 @@ def test_the_objects_that_the_page_on_evaluation_asks_for_are_described(
 
 
 def test_what_a_model_says_of_itself_is_documented(names: dict[str, Any]) -> None:
-    session: onnxruntime.InferenceSession = names["session"]
+    session = onnxruntime.InferenceSession("digits-onnx/model.onnx")
     (image,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.shape, image.type) == ("image", ["batch", 3, 32, 32], "tensor(float)")
     assert (logits.name, logits.shape, logits.type) == ("logits", ["batch", 3], "tensor(float)")
-    section = PAGE.partition("## What an ONNX model says of itself")[2]
+    section, _, with_pixels = PAGE.partition("## What an ONNX model says of itself")[2].partition(
+        "### A model that takes decoded pixels"
+    )
     told = {
         name
         for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
@@ -118,3 +122,9 @@ def test_what_a_model_says_of_itself_is_documented(names: dict[str, Any]) -> Non
     assert told == {"image", "logits", *known}
     for field in PreprocessingRecord.model_fields:
         assert f"`{field}`" in section
+    session = names["session"]
+    (pixels,), (found,) = session.get_inputs(), session.get_outputs()
+    assert (pixels.name, pixels.shape) == ("pixels", ["batch", "height", "width", 3])
+    assert (found.name, found.shape) == ("probabilities", ["batch", 3])
+    assert session.get_modelmeta().custom_metadata_map.keys() == {*known, "pillow"}
+    assert {"`pixels`", "`probabilities`", "`pillow`"} <= {*re.findall("`.*?`", with_pixels)}

@@ -8,7 +8,16 @@ import pytest
 from pydantic import ValidationError
 
 from glora_deploy.errors import ArtifactError, ParityError
-from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report, Step, compare, judge
+from glora_deploy.parity import (
+    DEFAULT_LIMITS,
+    PARITY_FILE,
+    Limits,
+    PixelDifference,
+    Report,
+    Step,
+    compare,
+    judge,
+)
 
 LIMITS = Limits(max_error=0.1, min_cosine=0.99, min_agreement=0.75, tie=0.0)
 
@@ -185,6 +194,18 @@ def test_only_the_first_reference_decides_and_the_rest_are_recorded() -> None:
     assert [c.max_abs for c in step.comparisons] == [0, 9]
 
 
+def test_what_is_compared_is_named_in_the_reason() -> None:
+    reference = make_logits()
+    step = judge(
+        "s", "x", reference + 1, [("r", reference)], spread=1.0, limits=LIMITS, what="shares"
+    )
+    assert step.reason.startswith("shares differ from r by 1.00e+00")
+    bad = judge(
+        "s", "x", reference * np.nan, [("r", reference)], spread=1.0, limits=LIMITS, what="shares"
+    )
+    assert bad.reason == "shares are not finite on 8 of 8 images"
+
+
 def test_a_stage_before_that_is_not_finite_is_left_out() -> None:
     reference = make_logits()
     references = [("ref", reference), ("before", reference * np.nan), ("first", reference + 1)]
@@ -243,7 +264,12 @@ def test_the_bytes_of_a_report_are_these() -> None:
         "provider": "",
         "limits": None,
         "comparisons": [],
+        "pixels": None,
     }
+    seen = skipped.model_copy(update={"pixels": PixelDifference(max_levels=1, share=0.25)})
+    again = make_report(seen).to_json()
+    assert json.loads(again)["steps"][0]["pixels"] == {"max_levels": 1, "share": 0.25}
+    assert Report.from_json(again, "parity.json").steps == (seen,)
 
 
 def test_damaged_json_is_refused_by_name() -> None:

@@ -63,6 +63,7 @@ INT8, TRT, TRITON, HUB = "int8", "TensorRT", "Triton", "Hugging Face Hub"
 @examples(
     "--task digits --fmt onnx  # merge, prove, write model.onnx",
     "--task digits --fmt onnx --precision fp16 --single-file",
+    "--task digits --fmt onnx --with-preprocessing  # and model.pixels.onnx",
     "--task digits --quantize int8 --keep-float 'blocks.*.mlp.fc2'",
     "--task svhn --fmt trt --precision fp16 --batch 1,8,64",
     "--task svhn --task dtd --fmt triton --out model_repository",
@@ -98,6 +99,14 @@ def export_command(
     ] = None,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the weights into model.onnx itself.")
+    ] = False,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="Also write model.pixels.onnx, which takes decoded pixels of any size and gives "
+            "probabilities.",
+        ),
     ] = False,
     quantize: Annotated[
         Literal["int8"] | None,
@@ -212,6 +221,7 @@ def export_command(
         require_none_given(context, context.invoked_subcommand)
         return
     names = [name.value for name in fmt or [_Fmt.merged]] + ([quantize] if quantize else [])
+    names += ["pixels"] if with_preprocessing else []
     wanted = cast(tuple[Wanted, ...], tuple(names))
     require_export(
         context, task or [], wanted, precision=precision, store=store, out=out, push=push

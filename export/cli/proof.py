@@ -39,6 +39,13 @@ def print_report(report: Report) -> None:
     for step in report.steps:
         if step.outcome == "skipped":
             stdout.print(f"{step.stage} skipped: {step.reason}", soft_wrap=True)
+    for step in report.steps:
+        if step.pixels is not None:
+            stdout.print(
+                f"{step.stage} on {step.inputs}: {step.pixels.share:.2%} of the pixels differ from "
+                f"Pillow's, by up to {step.pixels.max_levels:g} of 255 levels",
+                soft_wrap=True,
+            )
     for kept in report.overflow:
         stdout.print(f"kept in fp32: {kept}", soft_wrap=True)
 

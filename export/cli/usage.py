@@ -18,6 +18,7 @@ _NEEDS = (
         {"onnx", "trt", "triton", "int8"},
         "--fmt onnx, trt or triton, or --quantize int8",
     ),
+    (("with_preprocessing",), {"onnx"}, "--fmt onnx"),
     (("max_loss", "keep_float", "calibration_images", "int8_target"), {"int8"}, "--quantize int8"),
     (("batch",), {"trt", "triton"}, "--fmt trt or triton"),
     (
@@ -53,7 +54,7 @@ def require_export(
     Args:
         context: Of the command, which knows what stands on the command line.
         tasks: Names.
-        wanted: What is to be written: values of ``--fmt`` and ``--quantize``.
+        wanted: What is to be written: values of ``--fmt`` and ``--quantize``, and ``pixels``.
         precision: Of the weights.
         store: Folder of the artifact store.
         out: Folder for a copy or for a Triton repository.

@@ -34,6 +34,7 @@ def model_card(
     license: str,
     merged_bytes: int,
     onnx: bool,
+    pixels: bool,
     self_contained: bool,
 ) -> str:
     """The whole README.md of one pushed task.
@@ -46,6 +47,7 @@ def model_card(
         license: Identifier that the Hub knows, such as ``apache-2.0``.
         merged_bytes: Size of model.safetensors.
         onnx: Whether model.onnx lies beside it.
+        pixels: Whether model.pixels.onnx does.
         self_contained: Whether model.onnx holds the weights once more, instead of reading them.
     """
     timm_way, *others = _ways(manifest, repo, revision)
@@ -57,6 +59,7 @@ def model_card(
         "## How to load it",
         timm_way,
         *([onnx_way] if onnx else []),
+        *([_PIXELS_WAY] if pixels else []),
         *others,
         "## How it was trained",
         _table(("", ""), _training(manifest)),
@@ -67,6 +70,12 @@ def model_card(
         *_proof(report),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_PIXELS_WAY = """\
+`model.pixels.onnx` resizes, crops and normalises by itself: input `pixels`, decoded RGB images \
+`(n, h, w, 3)` uint8 of any size, one size a batch; output `probabilities`. The class names are in \
+its metadata, `labels`."""
 
 
 def _front_matter(manifest: Manifest, license: str, onnx: bool) -> str:

@@ -16,7 +16,13 @@ from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import HubError, ParityError, StoreError
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.store.artifact import ADAPTER, MANIFEST, Artifact, read_artifact
-from glora_deploy.store.export_record import CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE, ExportRecord
+from glora_deploy.store.export_record import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    PIXELS_FILE,
+    WEIGHTS_FILE,
+    ExportRecord,
+)
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.reader import require_slug
 from glora_deploy.store.redact import names_place, redacted
@@ -244,6 +250,7 @@ class _Upload:
             license=license,
             merged_bytes=(self.folder / WEIGHTS_FILE).stat().st_size,
             onnx=MODEL_FILE in self.names,
+            pixels=PIXELS_FILE in self.names,
             self_contained=self.self_contained,
         )
 
@@ -315,7 +322,7 @@ class _Push:
         )
 
 
-_ROOT_FILES = (CONFIG_FILE, WEIGHTS_FILE, MODEL_FILE, PARITY_FILE)
+_ROOT_FILES = (CONFIG_FILE, WEIGHTS_FILE, MODEL_FILE, PIXELS_FILE, PARITY_FILE)
 """What an export shares; an engine belongs to one kind of GPU and stays at home."""
 
 

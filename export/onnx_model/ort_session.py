@@ -88,6 +88,11 @@ class OnnxSession:
         (logits,) = self._session.run(["logits"], {"image": images})
         return np.asarray(logits, dtype=np.float32)
 
+    def run(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """One output of the graph, for inputs by name."""
+        (found,) = self._session.run([output], dict(inputs))
+        return np.asarray(found)
+
     def all_outputs(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Every output of the graph by name, for images ``(n, c, h, w)`` float32."""
         return dict(zip(self.outputs, self._session.run(None, {"image": images}), strict=True))

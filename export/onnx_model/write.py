@@ -84,17 +84,19 @@ def write_onnx(
     metadata: Mapping[str, str],
     *,
     single_file: bool = False,
+    name: str = MODEL_FILE,
 ) -> Path:
-    """Write ``model.onnx`` beside the ``model.safetensors`` of a folder, and check it.
+    """Write an ONNX model beside the ``model.safetensors`` of a folder, and check it.
 
     Args:
         folder: Holds ``model.safetensors``, a real file: ONNX refuses links to external data.
         skeleton: As for :func:`attach`.
         metadata: As for :func:`attach`.
-        single_file: Copy the weights into ``model.onnx`` instead of pointing at them.
+        single_file: Copy the weights into the model instead of pointing at them.
+        name: Of its file.
 
     Returns:
-        The path of ``model.onnx``. Its mode follows the umask.
+        The path of the model. Its mode follows the umask.
 
     Raises:
         ExportError: As :func:`attach`; if one file would pass protobuf's 2 GiB; or if ONNX's own
@@ -102,7 +104,7 @@ def write_onnx(
     """
     weights = folder / WEIGHTS_FILE
     model = attach(skeleton, weights, metadata)
-    path = folder / MODEL_FILE
+    path = folder / name
     if single_file:
         _write_embedded(path, model, weights)
     else:

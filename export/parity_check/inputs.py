@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
 from glora_deploy.data.check import skipped_images
-from glora_deploy.data.image_set import TaskData
+from glora_deploy.data.image_set import ImageSet, TaskData
 from glora_deploy.data.load import load_task
 from glora_deploy.data.preprocess import Preprocessing, preprocess_batch
 from glora_deploy.errors import DataError, MissingDependencyError
@@ -42,6 +42,8 @@ class ParityInputs:
     """Noise at scales no image reaches."""
     data: str
     """Where ``ordinary`` came from, in words."""
+    photos: ImageSet | None = None
+    """The images of ``ordinary`` before preprocessing; None for noise."""
 
 
 def parity_inputs(
@@ -58,8 +60,10 @@ def parity_inputs(
     p = Preprocessing(**manifest.preprocessing.model_dump())
     shape = (3, *p.size)
     rng = np.random.default_rng(seed)
-    images, data = _task_images(manifest, p, n_images, rng)
-    if images is None:
+    photos, data = _task_images(manifest, n_images, rng)
+    if photos is not None:
+        images = preprocess_batch(map(photos.image, range(len(photos))), p)
+    else:
         images = rng.standard_normal((n_images, *shape), dtype=np.float32)
     mean, std = np.array(p.mean, np.float32), np.array(p.std, np.float32)
     colours = np.stack([(level - mean) / std for level in (0.0, 0.5, 1.0)])
@@ -68,7 +72,7 @@ def parity_inputs(
     scales = np.array(WILD_SCALES[precision], np.float32)
     wild = rng.standard_normal((len(scales), *shape), dtype=np.float32)
     wild *= scales[:, None, None, None]
-    return ParityInputs(images, np.ascontiguousarray(flat), wild, data)
+    return ParityInputs(images, np.ascontiguousarray(flat), wild, data, photos)
 
 
 def task_data(manifest: Manifest) -> tuple[TaskData | None, str]:
@@ -107,11 +111,10 @@ def data_words(spec: str) -> str:
 
 
 def _task_images(
-    manifest: Manifest, p: Preprocessing, n_images: int, rng: np.random.Generator
-) -> tuple[NDArray[Any] | None, str]:
+    manifest: Manifest, n_images: int, rng: np.random.Generator
+) -> tuple[ImageSet | None, str]:
     task, words = task_data(manifest)
     if task is None:
         return None, f"seeded noise: {words}"
     chosen = rng.permutation(len(task.test))[:n_images]
-    images = preprocess_batch([task.test.image(int(i)) for i in sorted(chosen)], p)
-    return images, f"{len(images)} test images of {words}"
+    return task.test.select(np.sort(chosen)), f"{len(chosen)} test images of {words}"

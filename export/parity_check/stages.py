@@ -19,6 +19,7 @@ from ..tensorrt_plan.library import find_gpu
 from .batch_sizes import Logits, within
 
 REFERENCE = "merged-fp64"
+NO_BF16 = "ONNX Runtime has no bf16 arithmetic on the CPU"
 
 
 class SkipStage(Exception):  # noqa: N818  # not an error: what it says is part of the report
@@ -84,7 +85,7 @@ class ExportStages:
         if "delta" in formats and precision != "fp32":
             stages.append(Stage(f"delta-{precision}", precision, self._delta))
         if "onnx" in formats:
-            no_bf16 = partial(_skip, "ONNX Runtime has no bf16 arithmetic on the CPU")
+            no_bf16 = partial(_skip, NO_BF16)
             load = no_bf16 if precision == "bf16" else self._onnx
             cpu, cuda = (provider for provider, _ in PROVIDERS.values())
             if precision == "fp16":  # it converts every weight as it loads

@@ -24,7 +24,7 @@ from .manifest_fields import FileRecord, Sha256, utc_now
 from .mapped_safetensors import read_layout
 from .reader import EXPORT_RECORD
 
-Format = Literal["merged", "delta", "onnx", "int8", "trt"]
+Format = Literal["merged", "delta", "onnx", "pixels", "int8", "trt"]
 """In the order they are made."""
 LIBRARIES = ("glora-deploy", "torch", "timm", "onnx", "safetensors", "numpy")
 
@@ -33,6 +33,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 """timm's configuration of the merged network."""
 MODEL_FILE = "model.onnx"
+PIXELS_FILE = "model.pixels.onnx"
+"""The same network behind its preprocessing: decoded pixels in, probabilities out."""
 INT8_FILE = "model.int8.onnx"
 INT8_REPORT_FILE = "int8.json"
 PLAN_FILE = "model.plan"
@@ -45,6 +47,7 @@ FILES: Mapping[Format, tuple[str, ...]] = {
     "merged": (CONFIG_FILE, WEIGHTS_FILE),
     "delta": (f"{DELTA_FOLDER}/{ADAPTER}", f"{DELTA_FOLDER}/{MANIFEST}"),
     "onnx": (MODEL_FILE,),
+    "pixels": (PIXELS_FILE,),
     "int8": (INT8_FILE, INT8_REPORT_FILE),
     "trt": (PLAN_FILE, SIDECAR_FILE),
 }

@@ -70,7 +70,7 @@ def test_keywords_and_defaults_are_those_of_the_command_line() -> None:
 
 
 def test_what_has_an_effect_on_what_is_as_on_the_command_line() -> None:
-    formats = {"merged", "delta", "onnx", "int8", "trt"}
+    formats = {"merged", "delta", "onnx", "pixels", "int8", "trt"}
     there = {names: either & formats for names, either, _ in usage._NEEDS if either & formats}
     assert {names: set(either) for names, either in NEEDS} == there
 
@@ -87,6 +87,10 @@ def test_what_has_an_effect_on_what_is_as_on_the_command_line() -> None:
             "max_loss and keep_float: no effect without the format int8",
         ),
         ({"batch": (1, 2, 3)}, "batch: no effect without the format trt"),
+        (
+            {"fmt": "trt", "with_preprocessing": True},
+            "with_preprocessing: no effect without the format onnx",
+        ),
         ({"fmt": "trt", "batch": (4, 2, 3)}, "batch must be 1 <= min"),
         ({"fmt": "trt", "compute_capability": ["x"]}, "compute capability must look like 8.6"),
         ({"quantize": "int8", "precision": "fp16"}, "int8 is quantised from fp32"),

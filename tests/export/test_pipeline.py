@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from glora_deploy.backbones.load import build_empty
+from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import (
     ArtifactError,
     BackboneMismatchError,
@@ -27,10 +28,12 @@ from glora_deploy.errors import (
     ParityError,
     StoreError,
 )
+from glora_deploy.export import pipeline as pipeline_module
 from glora_deploy.export.int8 import quantize as quantize_module
 from glora_deploy.export.int8.quantize import QuantizeConfig
 from glora_deploy.export.int8.report import QuantizeReport
 from glora_deploy.export.onnx_model.ort_session import OnnxSession
+from glora_deploy.export.onnx_model.with_preprocessing import with_preprocessing
 from glora_deploy.export.parity_check.stages import ExportStages, SkipStage, Stage
 from glora_deploy.export.parity_check.torch_networks import torch_logits
 from glora_deploy.export.pipeline import ExportConfig, copy_out, export, prove_again
@@ -454,6 +457,63 @@ def test_an_int8_model_is_a_step_of_the_report_and_stays_one(tmp_path: Path) -> 
     dropped = export(store, artifact, ExportConfig(formats=("delta",), n_images=1))
     assert dropped.record.formats == ("merged", "delta", "onnx")
     assert not (dropped.folder / "model.int8.onnx").exists()
+
+
+def test_a_model_with_preprocessing_stays_and_follows_the_graph_beside_it(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    config = ExportConfig(formats=("pixels",), n_images=1)
+    first = export(store, artifact, config)
+    assert first.record.formats == ("merged", "onnx", "pixels")
+    assert first.report.steps[-1].stage == "pixels-fp32"
+    kept = export(store, artifact, ExportConfig(formats=("delta",), n_images=1))
+    assert kept.record.formats == ("merged", "delta", "onnx", "pixels")
+    assert kept.record.files["model.pixels.onnx"] == first.record.files["model.pixels.onnx"]
+    single = ExportConfig(formats=("onnx",), single_file=True, n_images=1)
+    again = export(store, artifact, single)
+    assert again.record.formats == kept.record.formats
+    for name in ("model.onnx", "model.pixels.onnx"):
+        weights = again.record.files["model.safetensors"].size_bytes
+        assert again.record.files[name].size_bytes > weights
+    # A graph that is damaged is made again, and with it the one that holds it.
+    (again.folder / "model.onnx").write_bytes(b"damaged")
+    mended = export(store, artifact, ExportConfig(formats=("merged",), n_images=1))
+    assert mended.record.formats == kept.record.formats
+    assert mended.record.files["model.pixels.onnx"] == first.record.files["model.pixels.onnx"]
+
+
+def test_a_model_whose_pixels_are_not_pillows_makes_the_export_unusable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    squash = replace(
+        Preprocessing(**artifact.manifest.preprocessing.model_dump()), crop_mode="squash"
+    )
+    monkeypatch.setattr(
+        pipeline_module, "with_preprocessing", lambda graph, _: with_preprocessing(graph, squash)
+    )
+    done = export(store, artifact, ExportConfig(formats=("pixels",), n_images=1))
+    assert not done.record.usable
+    with pytest.raises(ParityError, match=r"pixels-fp32 on noise .*: .* differ from Pillow's"):
+        done.report.require_passed()
+
+
+def test_a_model_with_the_preprocessing_of_another_network_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, artifact = make_stored_task(tmp_path)
+    done = export(store, artifact, ExportConfig(formats=("pixels",), n_images=1))
+    path = done.folder / "model.pixels.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for prop in model.metadata_props:
+        prop.value = prop.value.replace("bicubic", "bilinear")
+    path.write_bytes(model.SerializeToString())
+    files = {**done.record.files, path.name: FileRecord.of_file(path)}
+    done.record.model_copy(update={"files": files}).write(done.folder)
+    with pytest.raises(ArtifactError, match=r"model.pixels.onnx: preprocessing must be"):
+        prove_again(store, artifact, ExportConfig(n_images=1))
+    again = export(store, artifact, ExportConfig(formats=("delta",), n_images=1))
+    assert again.record.formats == ("merged", "delta", "onnx")
+    assert "Its format, pixels, is not kept." in caplog.text
 
 
 def test_verify_measures_int8_on_this_machine_and_fails_where_it_loses_too_much(

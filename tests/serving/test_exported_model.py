@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from huggingface_hub import hf_hub_download
 
@@ -105,6 +107,26 @@ def test_a_model_that_holds_its_weights_answers_alike(
         assert [one.label for one in answer.top] == [one.label for one in expected.top]
         for one, other in zip(answer.top, expected.top, strict=True):
             assert one.probability == pytest.approx(other.probability, rel=1e-4)  # float32
+
+
+def test_a_model_that_takes_decoded_pixels_answers_as_a_predictor_beside_it(
+    own_store: ArtifactStore, tmp_path: Path
+) -> None:
+    config = ExportConfig(formats=("onnx", "pixels"), n_images=2)
+    done = export(own_store, own_store.get("colours"), config)
+    copy_out(done, tmp_path / "out", ["onnx", "pixels"])
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.pixels.onnx")
+    labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+    predictor = Predictor.from_folder(tmp_path / "out")
+    rng = np.random.default_rng(0)
+    for height, width in [(1, 1), (32, 32), (7, 200), (300, 41), (480, 640)]:
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        (probabilities,) = session.run(["probabilities"], {"pixels": pixels[None]})
+        answer = predictor.predict(pixels, top_k=None)
+        assert answer.label == labels[probabilities[0].argmax()]
+        for one in answer.top:
+            found = probabilities[0, labels.index(one.label)]
+            assert found == pytest.approx(one.probability, abs=1e-6)  # a softmax in float32
 
 
 def test_an_fp16_export_answers_nearly_alike(own_store: ArtifactStore) -> None:

@@ -53,6 +53,29 @@ def test_an_export_prints_its_parity_and_where_the_files_lie(tmp_path: Path) -> 
     ]
 
 
+def test_a_model_with_preprocessing_is_proven_shown_and_copied(tmp_path: Path) -> None:
+    make_stored_task(tmp_path / "store", data="digits")
+    out = tmp_path / "out"
+    arguments = ["--task", "pets", "--store", tmp_path / "store", "--images", 3]
+    result = run(*arguments, "--fmt", "onnx", "--with-preprocessing", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"pixels-fp32 +12 +pass", result.stdout)
+    for inputs in ("3 test images of digits", "noise of awkward sizes"):
+        line = (
+            f"pixels-fp32 on {inputs}: 0.00% of the pixels differ from Pillow's, by up to 0 of 255"
+        )
+        assert line in result.stdout
+    assert {path.name for path in out.iterdir()} == {
+        "model.onnx",
+        "model.pixels.onnx",
+        "model.safetensors",
+        "parity.json",
+    }
+    verified = run("verify", *arguments)
+    assert verified.exit_code == 0, verified.output
+    assert "pixels-fp32 on 3 test images of digits" in verified.stdout
+
+
 def copy_out(store: Path, out: Path, *arguments: str) -> list[str]:
     """Export into a folder; the names there then."""
     result = run("--task", "pets", "--store", store, "--images", 1, "--out", out, *arguments)

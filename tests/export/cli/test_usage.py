@@ -30,6 +30,7 @@ PANEL_OPTIONS = {
 }
 OTHER_OPTIONS = {
     ("--single-file",): "--fmt onnx, trt or triton, or --quantize int8",
+    ("--with-preprocessing",): "--fmt onnx",
     ("--revision", "main"): "--push",
     ("--token", "hf_any"): "--push",
 }
@@ -123,6 +124,18 @@ def test_a_copy_into_the_store_is_refused(tmp_path: Path, place: str, fmt: str) 
     command = ["--task", "pets", "--store", tmp_path / "store", "--fmt", fmt, "--images", 1]
     text = message(run(*command, "--out", tmp_path / place))
     assert text.startswith("Invalid value for --out: must lie outside the artifact store")
+    assert not (artifact.path / "exports").exists()
+
+
+def test_preprocessing_alone_asks_for_no_model_whatever_triton_is_made_from(tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path / "store")
+    text = message(
+        run(
+            *("--task", "pets", "--store", store.root, "--fmt", "triton", "--out", tmp_path / "m"),
+            "--with-preprocessing",
+        )
+    )
+    assert text == "Invalid value for '--with-preprocessing': has no effect without --fmt onnx"
     assert not (artifact.path / "exports").exists()
 
 

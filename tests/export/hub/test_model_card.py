@@ -57,6 +57,7 @@ def make_card(tmp_path: Path, draft: ManifestDraft | None = None, **changes: Any
         "license": "apache-2.0",
         "merged_bytes": 22_900_000,
         "onnx": True,
+        "pixels": False,
         "self_contained": False,
     }
     report = changes.pop("report", None) or make_report()

@@ -19,6 +19,7 @@ from safetensors.numpy import load
 from glora_deploy.errors import ArtifactError, HubError, ParityError, StoreError
 from glora_deploy.export.hub.model_card import MARK
 from glora_deploy.export.hub.push_pull import push, require_pushable
+from glora_deploy.export.onnx_model.ort_session import OnnxSession
 from glora_deploy.export.pipeline import ExportConfig, export
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.store.export_record import ExportRecord
@@ -125,6 +126,21 @@ def test_every_python_block_of_the_card_runs(
         assert logits.shape == (1, 5) and np.abs(logits - plain).max() < 1e-5, logits - plain
     """
     run_python("\n".join([*blocks, checks]), tmp_path, hub)
+
+
+def test_a_model_with_preprocessing_goes_along_and_runs(hub: HubServer, tmp_path: Path) -> None:
+    store, artifact = make_stored_task(tmp_path / "store")
+    config = ExportConfig(formats=("onnx", "pixels"), n_images=2)
+    assert export(store, artifact, config).report.passed
+    Pushed(hub, store, artifact).push()
+    files = hub.repos[REPO].files()
+    assert files.keys() == MERGED | {"model.onnx", "model.pixels.onnx", ".gitattributes"}
+    assert "`model.pixels.onnx` resizes, crops and normalises by itself" in str(files["README.md"])
+    for name in ("model.pixels.onnx", "model.safetensors"):
+        (tmp_path / name).write_bytes(files[name])
+    pixels = np.zeros((2, 40, 50, 3), np.uint8)
+    found = OnnxSession(tmp_path / "model.pixels.onnx").run("probabilities", {"pixels": pixels})
+    assert found.shape == (2, 5)
 
 
 def test_pushing_again_changes_nothing(task: Pushed) -> None:
