@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, TooLargeError, UnavailableError
+from ..errors import InputError, UnavailableError
 from ..tasks.contract import Answer, InferRequest, ServedVersion, TaskEngine
 from .classification import class_strings, softmax
 from .datatypes import BYTES, quoted
@@ -92,8 +92,8 @@ def plan_call(engine: TaskEngine, call: InferCall, limits: Limits, now_s: float)
     Raises:
         UnknownTaskError: If no such task or version is served.
         UnavailableError: If the version is not ready.
-        InputError: If a name, type, shape, parameter or output is not one of this model's.
-        TooLargeError: If there are more images than one batch holds.
+        InputError: If a name, type, shape, parameter or output is not one of this model's, or
+            there are more images than one batch holds.
     """
     served = find_version(engine, call.model, call.version)
     if served.state != "READY":
@@ -106,7 +106,7 @@ def plan_call(engine: TaskEngine, call: InferCall, limits: Limits, now_s: float)
     tensor = _the_input(served, call)
     n_images = tensor.shape[0]
     if n_images > engine.max_batch:
-        raise TooLargeError(
+        raise InputError(
             f"model {served.task}: a request must have at most {engine.max_batch} images, "
             f"got {n_images}"
         )

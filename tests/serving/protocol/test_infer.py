@@ -174,7 +174,7 @@ def test_an_unknown_model_or_version_is_told_apart_from_a_wrong_call(engine: Toy
 
 
 def test_more_images_than_a_batch_holds_are_too_many(engine: ToyEngine) -> None:
-    with pytest.raises(TooLargeError, match="at most 4 images, got 5"):
+    with pytest.raises(InputError, match="at most 4 images, got 5"):
         plan_call(engine, call(images(5)), LIMITS, 0)
 
 
