@@ -83,6 +83,8 @@ def build_app(
         page.router,
     ):
         app.include_router(router)
+    if settings.metrics_port is None:
+        app.include_router(page.metrics)
     return app
 
 
