@@ -63,8 +63,7 @@ function fillVersions(side) {
     one.state === "READY" ? one.version : `${one.version} (${one.state.toLowerCase()})`,
     one.state !== "READY",
   ]);
-  const current = task?.current ? `current (${task.current})` : "current";
-  fill(select, [[NONE, current], ...options.reverse()], select.value);
+  fill(select, [[NONE, "current"], ...options.reverse()], select.value);
   select.disabled = !task;
 }
 
