@@ -3,7 +3,7 @@
 A request walks once through it: it is bound to a version (``live_store``), waits in that version's
 queue (``scheduler``), its batch is formed when the version's weights are in memory
 (``weights_cache``, filled by ``merge_task``), and a network (``engines``) computes the answers. One
-thread computes, one gets weights, one watches the store.
+thread computes, one gets weights, one makes those of hot tasks faster, one watches the store.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import GloraDeployError
@@ -57,7 +58,9 @@ class StoreEngine:
         self._networks = Networks(self._store, settings)
         self._weights = TaskWeights(settings.memory_budget_bytes, self._network_of)
         cache = self._weights.cache
-        self._live = LiveStore(self._store, check=self._check, prove=self._prove, retire=cache.drop)
+        self._live = LiveStore(
+            self._store, check=self._check, prove=self._prove, retire=self._weights.drop
+        )
         self._scheduler: Scheduler[LiveVersion, Lease] = Scheduler(
             max_batch=settings.max_batch,
             max_delay_s=settings.max_delay_ms / 1e3,
@@ -65,6 +68,7 @@ class StoreEngine:
             lease_held=cache.lease_held,
             release=cache.release,
         )
+        self._hot: SimpleQueue[LiveVersion | None] = SimpleQueue()
         self._pins: set[str] = set()
         self._in_flight = 0
         self._state = threading.Condition()
@@ -74,7 +78,7 @@ class StoreEngine:
         self._live.scan()
         self._threads = [
             threading.Thread(target=target, name=f"glora-{target.__name__[1:]}", daemon=True)
-            for target in (self._compute, self._get_weights, self._watch)
+            for target in (self._compute, self._get_weights, self._fix_hot, self._watch)
         ]
         for thread in self._threads:
             thread.start()
@@ -185,7 +189,7 @@ class StoreEngine:
             queued=self._scheduler.n_images,
             in_flight=self._in_flight,
             weights_bytes=self._weights.cache.held_bytes,
-            budget_bytes=self._weights.cache.budget_bytes,
+            budget_bytes=self.settings.memory_budget_bytes,
             backbone_bytes=self._networks.backbone_bytes,
             swaps=self._weights.swaps,
             merge_ns=self._weights.merge_ns,
@@ -202,6 +206,7 @@ class StoreEngine:
             drained = self._state.wait_for(lambda: not self._in_flight, drain_s)
         if not drained:
             self._scheduler.fail_all(UnavailableError("the server is leaving. Ask another one."))
+        self._hot.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -234,8 +239,7 @@ class StoreEngine:
 
     def _prove(self, version: LiveVersion) -> None:
         """Read and verify a delta anew, and have it merged: all that can fail has been tried."""
-        if self._weights.cache.holds(version):
-            version.artifact.tensors()  # else they are read for the merge
+        self._weights.deltas.read(version)
         self._weights.cache.release(self._weights.lease(version)[0])
 
     def _lease(self, version: LiveVersion) -> tuple[Lease, bool]:
@@ -261,6 +265,14 @@ class StoreEngine:
             else:
                 self._scheduler.provide(version, lease, merged=merged)
 
+    def _fix_hot(self) -> None:
+        """Lay out the weights of tasks that stay hot as constants, until the engine is closed."""
+        while (version := self._hot.get()) is not None:
+            try:
+                self._weights.fix(version)
+            except Exception:  # they are answered as before
+                log.exception("the weights of %s cannot be laid out as constants", version.name)
+
     def _compute(self) -> None:
         """Run batches until the engine is closed and nothing waits."""
         while (batch := self._scheduler.take()) is not None:
@@ -271,6 +283,8 @@ class StoreEngine:
                 answers = [error] * len(batch.requests)
             finally:
                 self._weights.cache.release(batch.lease)
+            if batch.lease.value.n_batches == self.settings.hot_after:
+                self._hot.put(batch.key)
             for pending, answer in zip(batch.requests, answers, strict=True):
                 if isinstance(answer, Exception):
                     pending.future.set_exception(answer)

@@ -49,7 +49,7 @@ def run_batch(batch: Batch[LiveVersion, Lease]) -> list[Answer | Exception]:
     images = [pending.request.images for pending in batch.requests]
     joined = np.ascontiguousarray(np.concatenate(images))
     started_ns = time.monotonic_ns()
-    logits = weights.network.run(weights.bound, joined)
+    logits = weights.run(joined)
     compute_ns = time.monotonic_ns() - started_ns
     shape = (len(joined), len(version.about.labels))
     if logits.shape != shape:

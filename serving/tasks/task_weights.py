@@ -8,39 +8,65 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.network import Buffer, Network
+from .delta_shelf import DeltaShelf
 from .merge_task import head_of, merge_task
 from .networks import Loaded
 from .versions import LiveVersion
 from .weights_cache import Held, WeightsCache
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class MergedWeights:
     """A task's weights as its network runs them, and what they are of."""
 
     network: Network[Any]
+    slots: Mapping[str, NDArray[Any]]
+    head: Mapping[str, NDArray[Any]]
     bound: Any
+    fixed: Any = None
+    """The same as constants, if they were made for a task that stayed hot."""
+    n_batches: int = 0
+    """Computed since the merge."""
     task: str
     version: str
     delta_sha256: str
 
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of a batch."""
+        self.n_batches += 1
+        weights = self.fixed  # another thread may take it away
+        return self.network.run(self.bound if weights is None else weights, images)
+
 
 Lease: TypeAlias = Held[LiveVersion, MergedWeights]
+
+
+_SHELF_SHARE = 8
+"""One part of so many of the budget keeps deltas as they were read."""
+
+
+def _unfix(weights: MergedWeights) -> None:
+    weights.fixed = None
 
 
 class TaskWeights:
     """Merged weights by version; every method may be called from any thread.
 
     Args:
-        budget_bytes: For all that is held, apart from one task more.
+        budget_bytes: For all that is held, deltas included, apart from one task more.
         network_of: What a version runs on.
     """
 
     def __init__(self, budget_bytes: int, network_of: Callable[[LiveVersion], Loaded]) -> None:
-        self.cache: WeightsCache[LiveVersion, MergedWeights] = WeightsCache(budget_bytes)
+        kept_bytes = budget_bytes // _SHELF_SHARE
+        self.deltas = DeltaShelf(kept_bytes)
+        self.cache: WeightsCache[LiveVersion, MergedWeights] = WeightsCache(
+            budget_bytes - kept_bytes, _unfix
+        )
         self.swaps = 0
         """Merges since the start."""
         self.merge_ns = 0
@@ -67,7 +93,7 @@ class TaskWeights:
         def prepare() -> Callable[[Buffer], MergedWeights]:
             nonlocal merged
             merged = True
-            delta = version.artifact.tensors()
+            delta = self.deltas.delta(version)
             head = head_of(version.artifact.manifest, delta, layout.dtype)
             return lambda buffer: self._merge(version, loaded, delta, head, buffer)
 
@@ -75,6 +101,35 @@ class TaskWeights:
         layout = loaded.network.layout
         lease = self.cache.lease(version, layout.size_bytes, self.size_of(version), prepare)
         return lease, merged
+
+    def drop(self, version: LiveVersion) -> None:
+        """Let go of all that is kept of a version; of its weights when their last lease ends."""
+        self.cache.drop(version)
+        self.deltas.drop(version)
+
+    def fix(self, version: LiveVersion) -> bool:
+        """Have the weights of a version as constants, if they are in memory and that fits.
+
+        Returns:
+            Whether they are now.
+        """
+        lease = self.cache.lease_held(version)
+        if lease is None:
+            return False
+        try:
+            weights = lease.value
+            if weights.fixed is not None:
+                return True
+            if not self.cache.grow(lease, weights.network.layout.size_bytes):
+                return False
+            try:
+                weights.fixed = weights.network.fix(weights.slots, weights.head)
+            finally:
+                if weights.fixed is None:
+                    self.cache.grow(lease, 0)
+            return weights.fixed is not None
+        finally:
+            self.cache.release(lease)
 
     def _merge(
         self,
@@ -94,6 +149,8 @@ class TaskWeights:
             self.merge_ns += time.monotonic_ns() - started_ns
         return MergedWeights(
             network=network,
+            slots=out,
+            head=head,
             bound=bound,
             task=manifest.task,
             version=manifest.version,

@@ -38,15 +38,11 @@ def ask(engine: TaskEngine, task: str, images: Images, version: str | None = Non
     return engine.submit(InferRequest(task=task, version=version, images=images)).result()
 
 
-def room_for(engine: StoreEngine, n_tasks: int) -> int:
-    """Bytes that so many marked tasks take at most."""
-    engine.prefetch("t5")
-    return n_tasks * engine.describe("t5").size_bytes
-
-
-def one_task_bytes(store: ArtifactStore) -> int:
+def budget_for(store: ArtifactStore, n_tasks: int) -> int:
+    """A budget that holds so many of the marked tasks, whichever they are."""
     with StoreEngine(store.root, EngineSettings(threads=1, watch_s=None)) as engine:
-        return room_for(engine, 1)
+        engine.prefetch("t5")  # the one with most classes
+        return n_tasks * engine.describe("t5").size_bytes * 8 // 7 + 8
 
 
 def test_every_task_answers_as_its_merged_network_does(
@@ -106,9 +102,7 @@ def test_a_storm_of_swaps_from_many_threads_gives_no_wrong_answer(
     expected = {
         key: reference_logits(own_marked, own_marked.get(*key), images[:1]) for key in marks
     }
-    engine = open_engine(
-        own_marked, memory_budget_bytes=2 * one_task_bytes(own_marked), max_batch=4
-    )
+    engine = open_engine(own_marked, memory_budget_bytes=budget_for(own_marked, 2), max_batch=4)
     stop = threading.Event()
 
     def disturb() -> int:
@@ -254,7 +248,7 @@ def test_an_image_of_nan_spoils_its_own_answer_only(
 def test_pinned_tasks_stay_and_pins_have_room(
     marked: ArtifactStore, open_engine: OpenEngine, images: Images
 ) -> None:
-    budget = 2 * one_task_bytes(marked)
+    budget = budget_for(marked, 2)
     engine = open_engine(marked, memory_budget_bytes=budget, pins=("t0",))
     assert engine.describe("t0").pinned
     assert engine.describe("t0").in_memory
@@ -271,6 +265,52 @@ def test_pinned_tasks_stay_and_pins_have_room(
     for index in (2, 3, 4):
         ask(engine, f"t{index}", images)
     assert not engine.describe("t0").in_memory
+
+
+def test_a_task_that_stays_hot_gets_weights_laid_out_as_constants(
+    marked: ArtifactStore, open_engine: OpenEngine, images: Images
+) -> None:
+    engine = open_engine(marked, hot_after=3)
+    before = ask(engine, "t2", images)
+    size = engine.describe("t2").size_bytes
+    for _ in range(3):
+        ask(engine, "t2", images)
+    while engine.describe("t2").size_bytes == size:  # it is made in the background
+        ask(engine, "t2", images)
+    (version, _) = engine._live.find("t2", None)
+    assert engine._weights.fix(version)  # waits for nothing: it is there, or is made here
+    after = ask(engine, "t2", images)
+    np.testing.assert_allclose(after.logits, before.logits, rtol=1e-6, atol=ATOL)
+    assert after.delta_sha256 == before.delta_sha256
+    assert engine.describe("t2").size_bytes > 1.9 * size
+    assert engine.usage().weights_bytes == engine.describe("t2").size_bytes
+
+
+def test_constants_give_way_to_other_tasks(
+    marked: ArtifactStore, open_engine: OpenEngine, images: Images
+) -> None:
+    engine = open_engine(marked, memory_budget_bytes=budget_for(marked, 2), hot_after=None)
+    (version, _) = engine._live.find("t1", None)
+    assert not engine._weights.fix(version)  # its weights are not in memory
+    ask(engine, "t1", images)
+    assert engine._weights.fix(version)
+    ask(engine, "t2", images)
+    assert engine.describe("t1").in_memory
+    assert not engine._weights.fix(version)  # no room
+    assert ask(engine, "t1", images).logits.argmax(1).tolist() == [1] * 3
+    assert engine.usage().swaps == 2
+
+
+def test_a_delta_in_memory_is_not_read_again(
+    own_marked: ArtifactStore, open_engine: OpenEngine, images: Images
+) -> None:
+    engine = open_engine(own_marked)
+    ask(engine, "t0", images)
+    (own_marked.get("t0").path / "adapter.safetensors").unlink()
+    (version, _) = engine._live.find("t0", None)
+    engine._weights.cache.drop(version)
+    assert ask(engine, "t0", images).logits.argmax(1).tolist() == [0] * 3
+    assert engine.usage().swaps == 2
 
 
 def test_a_budget_of_nothing_still_answers(

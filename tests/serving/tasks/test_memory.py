@@ -34,7 +34,7 @@ root, n_tasks, budget_tasks = sys.argv[1], *map(int, sys.argv[2:])
 with StoreEngine(root, EngineSettings(threads=1)) as engine:
     task_bytes = engine.load("t0").size_bytes
 settings = EngineSettings(
-    threads=1, watch_s=None, max_batch=4, memory_budget_bytes=budget_tasks * task_bytes
+    threads=1, watch_s=None, max_batch=4, memory_budget_bytes=8 * budget_tasks * task_bytes // 7 + 8
 )
 images = np.zeros((2, 3, 32, 32), np.float32)
 with StoreEngine(root, settings) as engine:
