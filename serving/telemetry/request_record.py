@@ -1,0 +1,94 @@
+"""What is known of a request once it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ..tasks.contract import Answer
+
+StepName: TypeAlias = Literal["decode", "queue", "swap", "compute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of a request."""
+
+    name: StepName
+    start_ns: int
+    """Since the epoch."""
+    end_ns: int
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """Filled while a request goes through; read once, when it has ended."""
+
+    protocol: Literal["http", "grpc"]
+    request_id: str
+    method: str = "unknown"
+    """Of a fixed set: the name of the route or of the remote procedure."""
+    path: str = ""
+    client: str = ""
+    traceparent: str = ""
+    """W3C trace context of the caller, as it came."""
+    task: str = ""
+    """As asked for; of unknown tasks too."""
+    version: str = ""
+    delta_sha256: str = ""
+    call_id: str = ""
+    """The client's own id of the call."""
+    status: str = ""
+    """HTTP's number or gRPC's name."""
+    failed: bool = False
+    error: str = ""
+    n_images: int = 0
+    batch_size: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    started_ns: int = field(default_factory=time.time_ns)
+    """Since the epoch."""
+    ended_ns: int = 0
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def duration_s(self) -> float:
+        """From its first byte to its last."""
+        return (self.ended_ns - self.started_ns) * 1e-9
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Note what is done within as decoding."""
+        start = time.time_ns()
+        try:
+            yield
+        finally:
+            self.steps.append(Step("decode", start, time.time_ns()))
+
+    def answered(self, answer: Answer, submitted_ns: int) -> None:
+        """Note who answered, and what the engine spent its time on.
+
+        Args:
+            answer: Of the engine.
+            submitted_ns: When it was asked, since the epoch.
+        """
+        self.task, self.version = answer.task, answer.version
+        self.delta_sha256, self.batch_size = answer.delta_sha256, answer.batch_size
+        self.n_images = len(answer.logits)
+        at = submitted_ns
+        parts: tuple[tuple[StepName, int], ...] = (
+            ("queue", answer.queue_ns),
+            ("swap", answer.swap_ns),
+            ("compute", answer.compute_ns),
+        )
+        for name, ns in parts:
+            self.steps.append(Step(name, at, at + ns))
+            at += ns
+
+    def step_s(self, name: str) -> float | None:
+        """How long a part took in all; None if there was none."""
+        found = [step.end_ns - step.start_ns for step in self.steps if step.name == name]
+        return sum(found) * 1e-9 if found else None
