@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from ..errors import InputError
-from ..protocol.datatypes import quoted, require_datatype
+from ..protocol.datatypes import BYTES, quoted, require_datatype
 from ..protocol.infer import InferReply
 from ..protocol.tensors import (
     InferCall,
@@ -20,17 +21,17 @@ from ..protocol.tensors import (
     to_bytes,
 )
 
-_CONTENTS: Mapping[str, str] = {
-    "BOOL": "bool_contents",
-    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
-    "INT64": "int64_contents",
-    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
+_CONTENTS: Mapping[str, tuple[str, type[np.generic]]] = {
+    "BOOL": ("bool_contents", np.bool_),
+    **dict.fromkeys(("INT8", "INT16", "INT32"), ("int_contents", np.int32)),
+    "INT64": ("int64_contents", np.int64),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), ("uint_contents", np.uint32)),
+    "UINT64": ("uint64_contents", np.uint64),
+    "FP32": ("fp32_contents", np.float32),
+    "FP64": ("fp64_contents", np.float64),
+    "BYTES": ("bytes_contents", np.object_),
 }
-"""Where the values of a datatype lie; FP16 and BF16 have no such field."""
+"""Where the values of a datatype lie, and of what type; FP16 and BF16 have no such field."""
 
 _SHARED = "shared_memory_region"
 STREAM_PARAMETER = "triton_enable_empty_final_response"
@@ -113,7 +114,9 @@ def _input(tensor: Any, raw: bytes | None) -> Tensor:
         return from_bytes(name, datatype, tensor.shape, raw, parameters)
     if datatype not in _CONTENTS:
         raise InputError(f"input {quoted(name)}: {datatype} must be sent in raw_input_contents")
-    values = list(getattr(tensor.contents, _CONTENTS[datatype]))
+    field, kind = _CONTENTS[datatype]
+    listed = list(getattr(tensor.contents, field))
+    values = listed if datatype == BYTES else np.array(listed, kind)
     return from_values(name, datatype, tensor.shape, values, parameters)
 
 
