@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version as installed_version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..protocol.tokens import Realm
 from ..settings import ServerSettings
 from ..tasks.contract import TaskEngine
 from ..telemetry.metrics import Metrics
 from ..telemetry.telemetry import Telemetry
 from . import inference, page, predict, repository
 from .errors import error_body
-from .gate import Gate
+from .gate import OPEN, Gate
 from .service import Service
 
 if TYPE_CHECKING:
@@ -33,6 +35,39 @@ model-configuration and model-repository extensions; `/v1` takes encoded images 
 Every answer names the task, the version and the sha256 of the delta that computed it. Every error
 is `{"error": "..."}`.
 """
+
+_TOKENS: dict[Realm, str] = {
+    "inference": "where the server was started with a token to ask with",
+    "management": "changes what is served; without it the server was started for nobody to do so",
+}
+
+
+class _App(FastAPI):
+    """FastAPI, with the two tokens in what describes it."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document at ``/openapi.json``."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document["components"]["securitySchemes"] = {
+                realm: {"type": "http", "scheme": "bearer", "description": what}
+                for realm, what in _TOKENS.items()
+            }
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    if path not in OPEN:
+                        operation["security"] = [{_realm(method, path): []}]
+        return super().openapi()
+
+
+def _realm(method: str, path: str) -> Realm:
+    managed = {
+        (verb.lower(), route.path)
+        for route in repository.managed.routes
+        if isinstance(route, APIRoute)
+        for verb in route.methods or ()
+    }
+    return "management" if (method, path) in managed else "inference"
 
 
 def build_app(
@@ -59,7 +94,7 @@ def build_app(
         metrics = Metrics(engine, max_tasks=settings.max_task_labels, version=version)
         telemetry = Telemetry(metrics=metrics, tracing=tracing)
     service = Service(engine, settings, telemetry)
-    app = FastAPI(
+    app = _App(
         title="GLoRA Deploy",
         version=version,
         description=_DESCRIPTION,
@@ -83,6 +118,8 @@ def build_app(
         page.router,
     ):
         app.include_router(router)
+    if settings.metrics_port is None:
+        app.include_router(page.metrics)
     return app
 
 

@@ -20,6 +20,7 @@ _PAGE_POLICY = (
 )
 
 router = APIRouter(include_in_schema=False)
+metrics = APIRouter(include_in_schema=False)
 
 
 @router.get("/", name="page")
@@ -46,7 +47,7 @@ async def get_icon() -> Response:
     return Response(status_code=204)
 
 
-@router.get("/metrics", name="metrics")
+@metrics.get("/metrics", name="metrics")
 async def get_metrics(request: Request) -> Response:
     """Counts in Prometheus' text format."""
     service = service_of(request)

@@ -269,6 +269,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": Error, "description": "over a limit of the server"},
     429: {"model": Error, "description": "too often; see retry-after"},
     503: {"model": Error, "description": "full, too late, unloaded or leaving; see retry-after"},
+    "default": {"model": Error, "description": "anything else, such as 405, 499, 500 or 501"},
 }
 
 EMPTY: dict[int | str, dict[str, Any]] = {

@@ -24,12 +24,12 @@ def log_request(record: RequestRecord) -> None:
         access.info(_text(record), extra={_FIELDS: _fields(record)})
 
 
-def configure_logging(log_format: LogFormat, level: int = logging.INFO) -> None:
-    """Send every log of this process to stderr in one form.
+def configure_logging(log_format: LogFormat, *, requests: bool = True) -> None:
+    """Send every log of this process to stderr in one form, from INFO up.
 
     Args:
         log_format: ``text``, or ``json`` for an object on each line.
-        level: The least that is written.
+        requests: Write a line for each request.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -39,7 +39,9 @@ def configure_logging(log_format: LogFormat, level: int = logging.INFO) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
+    access.setLevel(logging.INFO if requests else logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # the first line says it all
 
 
 class JsonFormatter(logging.Formatter):

@@ -13,7 +13,7 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, start_http_server
 from prometheus_client.registry import Collector
 
 from ..tasks.contract import Duration, Statistics, TaskEngine
@@ -129,6 +129,24 @@ class Metrics:
     def exposition(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Answer scrapes at a port of their own, in a thread of their own.
+
+        Returns:
+            What ends it.
+
+        Raises:
+            OSError: If the port is in use.
+        """
+        server, thread = start_http_server(port, host, self._registry)
+
+        def end() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return end
 
 
 class _Counted(NamedTuple):

@@ -78,15 +78,13 @@ class RequestRecord:
         self.task, self.version = answer.task, answer.version
         self.delta_sha256, self.batch_size = answer.delta_sha256, answer.batch_size
         self.n_images = len(answer.logits)
-        at = submitted_ns
-        parts: tuple[tuple[StepName, int], ...] = (
-            ("queue", answer.queue_ns),
-            ("swap", answer.swap_ns),
-            ("compute", answer.compute_ns),
-        )
-        for name, ns in parts:
-            self.steps.append(Step(name, at, at + ns))
-            at += ns
+        formed_ns = submitted_ns + answer.queue_ns
+        # Weights are waited for in the queue: a swap is its last part.
+        self.steps += [
+            Step("queue", submitted_ns, formed_ns),
+            Step("swap", formed_ns - min(answer.swap_ns, answer.queue_ns), formed_ns),
+            Step("compute", formed_ns, formed_ns + answer.compute_ns),
+        ]
 
     def step_s(self, name: str) -> float | None:
         """How long a part took in all; None if there was none."""
