@@ -33,9 +33,9 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._service.settings.drain_s)
 
-    async def wait(self) -> None:
-        """Return once it has ended."""
-        await self._server.wait_for_termination()
+    async def end(self) -> None:
+        """End at once: what has not been answered is CANCELLED."""
+        await self._server.stop(None)
 
 
 async def serve_grpc(service: Service) -> GrpcServer:
