@@ -57,6 +57,8 @@ def test_health_and_metadata(client: triton.InferenceServerClient, engine: ToyEn
     assert client.is_server_ready()
     assert client.is_model_ready("pets")
     assert client.is_model_ready("pets", "1")
+    assert not client.is_model_ready("cars")
+    assert not client.is_model_ready("pets", "9")
     assert "classification" in client.get_server_metadata().extensions
     metadata = client.get_model_metadata("pets")
     assert list(metadata.versions) == ["1", "2"]
