@@ -33,6 +33,8 @@ EPILOG = """
 
 `GLORA_MANAGEMENT_TOKEN=... python -m glora_deploy.serving` also load, unload and pin
 
+`python -m glora_deploy.serving --port 8000 --grpc-port 8001` as Triton listens
+
 `python -m glora_deploy.serving --host 0.0.0.0 --token-file /run/secrets/token`
 """
 
@@ -54,6 +56,10 @@ def serve(
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
     ] = LOOPBACK,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of HTTP; 0 for a free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Of gRPC; 0 for a free one.", show_default="no gRPC"),
+    ] = None,
     backend: Annotated[
         Backend, typer.Option(help="What computes.", rich_help_panel=ENGINE)
     ] = "onnxruntime",
@@ -214,8 +220,8 @@ def serve(
 ) -> None:
     """Answer for every task of a store from one backbone in memory.
 
-    Speaks the Open Inference Protocol, so clients of Triton's work as they are; takes images at
-    /v1/tasks/TASK/predict; shows a page at /. The first line says where.
+    Speaks the Open Inference Protocol over HTTP and gRPC, so clients of Triton's work as they are;
+    takes images at /v1/tasks/TASK/predict; shows a page at /. The first line says where.
     """
     with wrong_usage_of("--memory-budget"):
         budget_bytes = to_bytes(memory_budget)
@@ -244,6 +250,7 @@ def serve(
         settings = ServerSettings(
             host=host,
             port=port,
+            grpc_port=grpc_port,
             metrics_port=metrics_port,
             tokens=Tokens(
                 inference=read_token(token_file, TOKEN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -9,12 +10,17 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from glora_deploy.errors import MissingDependencyError, StoreError
 
 from .settings import ServerSettings
 from .tasks.contract import TaskEngine
 from .tasks.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from .http.server import HttpServer
+    from .http.service import Service
 
 
 def run_server(
@@ -45,6 +51,9 @@ def run_server(
         from .telemetry.metrics import Metrics
         from .telemetry.telemetry import Telemetry
         from .telemetry.tracing import Tracing
+
+        if settings.grpc_port is not None:
+            from .grpc import server as _  # noqa: F401 # what is missing is told before the start
     except ModuleNotFoundError as error:
         raise MissingDependencyError(str(error.name), "serve", "serving") from error
     with ExitStack() as stack:
@@ -62,10 +71,29 @@ def run_server(
                 stack.callback(metrics.serve(settings.host, settings.metrics_port))
         telemetry = Telemetry(metrics=metrics, tracing=tracing)
         stack.callback(telemetry.close)
-        server = HttpServer(build_app(engine, settings, telemetry=telemetry), settings)
+        app = build_app(engine, settings, telemetry=telemetry)
+        server = HttpServer(app, settings)
         with _left_by_signal(server.leave):
-            announce(_line(bound, engine))
-            server.run([bound])
+            asyncio.run(_serve(server, app.state.service, bound, announce))
+
+
+async def _serve(
+    server: HttpServer, service: Service, bound: socket.socket, announce: Callable[[str], None]
+) -> None:
+    """Answer over every transport until the server is told to leave."""
+    line = _line(bound, service.engine)
+    if service.settings.grpc_port is None:
+        announce(line)
+        await server.serve([bound])
+        return
+    from .grpc.server import serve_grpc
+
+    grpc = server.beside = await serve_grpc(service)
+    try:
+        announce(f"{line}; gRPC at {_address(service.settings.host, grpc.port)}")
+        await server.serve([bound])
+    finally:
+        await grpc.end()
 
 
 def _open_engine(store: Path, settings: EngineSettings) -> TaskEngine:
@@ -132,5 +160,8 @@ def _left_by_signal(leave: Callable[[], None]) -> Iterator[None]:
 def _line(bound: socket.socket, engine: TaskEngine) -> str:
     host, port = bound.getsockname()[:2]
     n_tasks = len(engine.tasks())
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port} serves {n_tasks} task{'s' if n_tasks != 1 else ''}"
+    return f"http://{_address(host, port)} serves {n_tasks} task{'s' if n_tasks != 1 else ''}"
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

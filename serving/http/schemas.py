@@ -157,7 +157,7 @@ class IndexEntry(_Schema):
     name: str
     version: str
     state: State
-    reason: str
+    reason: str | None = None
 
 
 class RepositoryIndex(RootModel[list[IndexEntry]]):

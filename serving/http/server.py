@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,6 +17,20 @@ from ..settings import ServerSettings
 from .service import Service
 
 _MAX_HEADER_BYTES = 64 << 10
+_LOOK_S = 0.1
+"""How often a leave looks whether it was told to hurry; as uvicorn does."""
+
+
+class Beside(Protocol):
+    """Another transport on the same event loop, over the same service."""
+
+    async def leave(self) -> None:
+        """Take nothing more, answer what has come, and end."""
+        ...
+
+    async def end(self) -> None:
+        """End at once."""
+        ...
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -58,6 +74,8 @@ class HttpServer(uvicorn.Server):
         )
         self.listening = threading.Event()
         """Set once requests are taken."""
+        self.beside: Beside | None = None
+        """Leaves when this does, and before the threads that both use are ended."""
         self._service: Service = app.state.service
 
     def leave(self) -> None:
@@ -70,6 +88,17 @@ class HttpServer(uvicorn.Server):
         """Begin to take requests."""
         await super().startup(sockets)
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Leave in order, and at a second call to ``leave`` at once."""
+        if self.beside is not None:
+            leaving = asyncio.ensure_future(self.beside.leave())
+            while not self.force_exit and not leaving.done():
+                await asyncio.wait((leaving,), timeout=_LOOK_S)
+            if self.force_exit:
+                await self.beside.end()
+            await leaving
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

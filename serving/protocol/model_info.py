@@ -12,6 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from typing import Any
 
+from ..errors import InputError, UnknownTaskError
 from ..tasks.contract import Duration, ServedVersion, State, Statistics, TaskEngine
 from .infer import IMAGE, IMAGE_BYTES, OUTPUTS
 from .version_names import client_name, find_version, require_name
@@ -41,7 +42,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(engine: TaskEngine, task: str, version: str = "") -> dict[str, Any]:
-    """Inputs and outputs of a model, and its versions that are ready.
+    """Inputs and outputs of a model, and its versions that are ready; the one named, if one is.
 
     Raises:
         InputError, UnknownTaskError: As ``find_version``.
@@ -51,7 +52,7 @@ def model_metadata(engine: TaskEngine, task: str, version: str = "") -> dict[str
         "name": served.task,
         "versions": [
             client_name(engine, each.task, each.version)
-            for each in engine.versions(served.task)
+            for each in ([served] if version else engine.versions(served.task))
             if each.state == READY
         ],
         "platform": PLATFORM,
@@ -67,12 +68,11 @@ def model_metadata(engine: TaskEngine, task: str, version: str = "") -> dict[str
 
 
 def is_ready(engine: TaskEngine, task: str, version: str = "") -> bool:
-    """Whether a model, or one version of it, answers.
-
-    Raises:
-        InputError, UnknownTaskError: As ``find_version``.
-    """
-    return engine.ready and find_version(engine, task, version).state == READY
+    """Whether a model, or one version of it, answers; what is not there does not."""
+    try:
+        return engine.ready and find_version(engine, task, version).state == READY
+    except (InputError, UnknownTaskError):
+        return False
 
 
 def model_config(engine: TaskEngine, task: str, version: str = "") -> dict[str, Any]:
@@ -122,7 +122,7 @@ def model_config(engine: TaskEngine, task: str, version: str = "") -> dict[str, 
 
 
 def repository_index(engine: TaskEngine, *, ready: bool = False) -> list[dict[str, str]]:
-    """Every version of every task, and whether it answers.
+    """Every version of every task, and whether it answers; with a reason where there is one.
 
     Args:
         engine: Knows the tasks.
@@ -133,8 +133,8 @@ def repository_index(engine: TaskEngine, *, ready: bool = False) -> list[dict[st
             "name": each.task,
             "version": client_name(engine, each.task, each.version),
             "state": each.state,
-            "reason": each.reason,
         }
+        | ({"reason": each.reason} if each.reason else {})
         for each in engine.versions()
         if not ready or each.state == READY
     ]

@@ -34,6 +34,8 @@ def test_metadata_name_each_input_output_and_ready_version(engine: ToyEngine) ->
     record = model_metadata(engine, "pets")
     message = ParseDict(record, service_pb2.ModelMetadataResponse())
     assert message.versions == ["2"]
+    assert model_metadata(engine, "pets", "2")["versions"] == ["2"]
+    assert model_metadata(engine, "pets", "1")["versions"] == []  # it was unloaded
     assert [(one.name, one.datatype, list(one.shape)) for one in message.inputs] == [
         ("image", "FP32", [-1, 3, SIZE, SIZE]),
         ("image_bytes", "BYTES", [-1, 1]),
@@ -69,13 +71,16 @@ def test_statistics_are_tritons_and_count_images_and_batches(engine: ToyEngine) 
 def test_the_index_lists_every_version_or_the_ready_ones(engine: ToyEngine) -> None:
     engine.unload("pets", "v1")
     assert repository_index(engine) == [
-        {"name": "digits", "version": "1", "state": "READY", "reason": ""},
+        {"name": "digits", "version": "1", "state": "READY"},
         {"name": "pets", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
-        {"name": "pets", "version": "2", "state": "READY", "reason": ""},
+        {"name": "pets", "version": "2", "state": "READY"},
     ]
     assert [one["version"] for one in repository_index(engine, ready=True)] == ["1", "2"]
     assert not is_ready(engine, "pets", "1")
     assert is_ready(engine, "pets")
+    assert not is_ready(engine, "pets", "7")
+    assert not is_ready(engine, "cars")
+    assert not is_ready(engine, "..")
 
 
 def test_versions_that_would_share_a_name_keep_their_own() -> None:
