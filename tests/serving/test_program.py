@@ -153,7 +153,7 @@ def test_a_store_whose_versions_are_all_refused_says_why(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--memory-budget", "lots"], "a size must be such as 500MB"),
+        (["--memory-budget", "lots"], "a size must be a number with a unit, such as 500MB"),
         (["--max-pixels", "999999999"], "max_pixels must be 1 to"),
         (["--max-queue", "2"], "max_queue must be at least 16"),
         (["--backend", "abacus"], "abacus"),
