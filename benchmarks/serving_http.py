@@ -72,7 +72,7 @@ class InstantEngine:
                 interpolation="bicubic",
                 crop_pct=0.9,
                 crop_mode="center",
-            ),  # fmt: skip
+            ),
             input_shape=(3, size, size),
         )
         self._queue: SimpleQueue[tuple[InferRequest, Future[Answer]]] = SimpleQueue()
@@ -123,7 +123,7 @@ class InstantEngine:
                         swap_ns=0,
                         compute_ns=0,
                         batch_size=1,
-                    )  # fmt: skip
+                    )
                 )
 
 
