@@ -47,7 +47,7 @@ def peft_swap() -> Callable[[], object]:
         base = torch.nn.Linear(d_in, d_out, device="meta").to_empty(device="cpu")
         base.weight.data, base.bias.data = layer.w0, layer.b0
         glora = GloraLinear(base, "one", config)
-        glora.update_layer("two", config)
+        glora.update_layer("two", RANK, config)
         for adapter in ("one", "two"):
             for support in "AB":
                 path = getattr(glora, f"glora_{support}")[adapter]
