@@ -101,6 +101,13 @@ class Networks:
     def _make(self, artifact: Artifact, others: Iterable[Artifact]) -> Loaded:
         manifest, settings = artifact.manifest, self._settings
         frozen = self._frozen(artifact)
+        if settings.backend == "torch":
+            from ..engines.torch_network import TorchNetwork  # a server without it needs no torch
+
+            adapted = adapted_tensors(manifest)
+            return Loaded(
+                TorchNetwork(manifest, frozen, adapted=adapted, device=settings.device), frozen
+            )
         graph = find_graph(self._store, artifact, settings.precision, others)
         weights = self._store.backbone_path(manifest.backbone.fingerprint) / BACKBONE_WEIGHTS
         if (mixed := self._make_mixed(manifest, graph, weights, frozen)) is not None:
