@@ -1,4 +1,4 @@
-"""What clients see differ between Triton and our server, on purpose: the table of docs/triton.md."""
+"""What a client sees differ between Triton and our server: the table of docs/triton.md."""
 
 from __future__ import annotations
 
