@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .http.server import HttpServer
     from .http.service import Service
 
+_BACKLOG = 2048
+"""Connections that wait to be accepted."""
+
 
 def run_server(
     store: Path,
@@ -82,6 +85,7 @@ async def _serve(
 ) -> None:
     """Answer over every transport until the server is told to leave."""
     line = _line(bound, service.engine)
+    bound.listen(_BACKLOG)  # who reads the line may connect at once
     if service.settings.grpc_port is None:
         announce(line)
         await server.serve([bound])

@@ -34,7 +34,7 @@ class ServerSettings:
     max_decoding: int = 64
     """Requests that may wait for one of them."""
     max_connections: int = 1024
-    """Of HTTP at once; more are answered 503."""
+    """Requests under way at once over each transport; more are refused."""
     max_task_labels: int = 100
     """Tasks with metrics of their own; all others share a label."""
     drain_s: float = 30.0

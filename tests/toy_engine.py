@@ -262,6 +262,9 @@ class ToyEngine:
             execution_count=before.execution_count + 1,
             success=Duration(count=before.success.count + 1, ns=before.success.ns + 3000),
             queue=Duration(count=before.queue.count + 1, ns=before.queue.ns + 1000),
+            compute_infer=Duration(
+                count=before.compute_infer.count + 1, ns=before.compute_infer.ns + 2000
+            ),
             cache_hit=Duration(count=before.cache_hit.count + 1, ns=10),
             batches=(BatchCount(batch_size=n, infer=Duration(count=1, ns=2000)),),
         )

@@ -7,6 +7,7 @@ buffers of a network are alike and can be used again.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 ALIGNMENT = 64
 """Bytes; where a cache line starts the fused merge writes fastest."""
+
+_HUGE_BYTES = 2**22
 
 W = TypeVar("W")
 
@@ -43,7 +46,12 @@ class Buffer:
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self.bytes: NDArray[np.uint8] = np.frombuffer(mmap.mmap(-1, size_bytes), np.uint8)
+        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            # Else the first merge meets a page fault for every 4 KiB.
+            with contextlib.suppress(OSError):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        self.bytes: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
 
 
 class SlotLayout:
@@ -92,6 +100,20 @@ class Network(Protocol, Generic[W]):
         Args:
             slots: Every slot, in its shape; must not be written to while what is returned is used.
             head: Every tensor of the classifier, of any number of classes.
+        """
+        ...
+
+    def fix(self, slots: Mapping[str, NDArray[Any]], head: Mapping[str, NDArray[Any]]) -> W | None:
+        """The same weights as constants, laid out once as the runtime computes fastest with them.
+
+        Takes long, and about as much memory again as the slots, which stay in use as well.
+
+        Args:
+            slots: As for ``bind``.
+            head: As for ``bind``.
+
+        Returns:
+            None if the runtime gains nothing by it.
         """
         ...
 

@@ -7,8 +7,10 @@ store, mapped: one backbone in memory, however many tasks.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,10 +22,16 @@ from glora_deploy.store.mapped_safetensors import TensorMap
 from ..errors import LoadError
 from ..onnx_session import Device, WeightedSession
 from .network import SlotLayout
-from .weight_inputs import point_at_backbone, with_weight_inputs
+from .weight_inputs import point_at_backbone, with_constants, with_weight_inputs
 
-OnnxWeights: TypeAlias = dict[str, Any]
-"""ONNX Runtime's values by input name."""
+
+@dataclass(frozen=True, slots=True)
+class OnnxWeights:
+    """A task's weights as a session of ONNX Runtime takes them."""
+
+    session: WeightedSession
+    inputs: dict[str, Any]
+    """ONNX Runtime's values by input name; what is missing is constant in the session."""
 
 
 class OnnxNetwork:
@@ -68,14 +76,30 @@ class OnnxNetwork:
             )
         self.layout = SlotLayout(slots, dtypes.pop())
         self.head = tuple(sorted(head))
-        self._session = WeightedSession(model.SerializeToString(), weights.parent, threads, device)
+        self._open = partial(WeightedSession, folder=weights.parent, threads=threads, device=device)
+        self._model = model
+        self._place = weights.name
+        self._on_cpu = device == "cpu"
+        self._session = self._open(model.SerializeToString())
 
     def bind(
         self, slots: Mapping[str, NDArray[Any]], head: Mapping[str, NDArray[Any]]
     ) -> OnnxWeights:
         """As ``Network.bind``; on a GPU the weights are copied there."""
-        return {name: self._session.value(array) for name, array in (*slots.items(), *head.items())}
+        arrays = {**slots, **head}
+        inputs = {name: self._session.value(array) for name, array in arrays.items()}
+        return OnnxWeights(self._session, inputs)
+
+    def fix(
+        self, slots: Mapping[str, NDArray[Any]], head: Mapping[str, NDArray[Any]]
+    ) -> OnnxWeights | None:
+        """As ``Network.fix``: a session of its own, whose matrices are packed for the CPU."""
+        if not self._on_cpu:
+            return None
+        model = with_constants(self._model, self.layout.slots, self._place)
+        session = self._open(model.SerializeToString(), constants=slots)
+        return OnnxWeights(session, {name: session.value(array) for name, array in head.items()})
 
     def run(self, weights: OnnxWeights, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """As ``Network.run``."""
-        return np.asarray(self._session.logits(images, weights), np.float32)
+        return np.asarray(weights.session.logits(images, weights.inputs), np.float32)

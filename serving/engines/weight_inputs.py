@@ -98,6 +98,29 @@ def point_at_backbone(model: onnx.ModelProto, weights: Path, frozen: TensorMap) 
             weight.external_data.add(key=key, value=str(value))
 
 
+def with_constants(model: onnx.ModelProto, names: Collection[str], place: str) -> onnx.ModelProto:
+    """The graph with these inputs as initializers again, their numbers to be given at its start.
+
+    Args:
+        model: As from ``point_at_backbone``. Not modified.
+        names: Of inputs.
+        place: A file beside which the graph is loaded: ONNX Runtime wants one to be named for
+            numbers that lie outside, also where it is given them in memory and reads none.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in model.graph.input:
+        if value.name in names:
+            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            weight = fixed.graph.initializer.add(
+                name=value.name, data_type=value.type.tensor_type.elem_type, dims=shape
+            )
+            weight.data_location = TensorProto.EXTERNAL
+            weight.external_data.add(key="location", value=place)
+    _keep(fixed.graph.input, lambda value: value.name not in names)
+    return fixed
+
+
 def _require_plain(graph: onnx.GraphProto) -> None:
     weights = {weight.name for weight in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in weights]

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import ServingError, UnavailableError
+from ..errors import OverloadedError, ServingError, UnavailableError
 from ..protocol.tokens import Realm
 from ..telemetry.request_record import RequestRecord
 from .errors import CLIENT_CLOSED, HttpError, error_response
@@ -46,6 +46,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._open = 0
         settings = service.settings
         self._rate = (
             RateLimit(settings.rate_per_s, settings.rate_burst) if settings.rate_per_s else None
@@ -61,9 +62,11 @@ class Gate:
         scope.setdefault("state", {})["record"] = record
         telemetry = self._service.telemetry
         telemetry.started(record)
+        self._open += 1
         try:
             await self._answer(scope, headers, record, receive, send)
         finally:
+            self._open -= 1
             record.method = getattr(scope.get("route"), "name", record.method)
             telemetry.finished(record)
 
@@ -107,6 +110,8 @@ class Gate:
         path = scope["path"]
         if path in PROBES:
             return
+        if self._open > self._service.settings.max_connections:
+            raise OverloadedError("too many requests are under way. Come back later")
         if self._service.draining:
             raise UnavailableError("the server is leaving")
         if path in OPEN:

@@ -3,7 +3,7 @@
 A request walks once through it: it is bound to a version (``live_store``), waits in that version's
 queue (``scheduler``), its batch is formed when the version's weights are in memory
 (``weights_cache``, filled by ``merge_task``), and a network (``engines``) computes the answers. One
-thread computes, one gets weights, one watches the store.
+thread computes, one gets weights, one makes those of hot tasks faster, one watches the store.
 """
 
 from __future__ import annotations
@@ -11,47 +11,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from queue import SimpleQueue
 
 from glora_deploy.data.preprocess import Preprocessing
-from glora_deploy.errors import GloraDeployError, NonFiniteError, StoreError
+from glora_deploy.errors import GloraDeployError
+from glora_deploy.precision import PRECISIONS
 from glora_deploy.store.reader import StoreReader
 from glora_deploy.store.store import ArtifactStore
 
-from ..engines.network import Buffer, Network
-from ..errors import InputError, LoadError, TooLargeError, UnavailableError
+from ..errors import UnavailableError, UnknownTaskError
 from .contract import Answer, InferRequest, ServedVersion, Statistics, Usage
 from .live_store import LiveStore
-from .merge_task import head_of, merge_task
-from .networks import Networks
+from .merge_task import warm_up
+from .networks import Loaded, Networks
 from .proof import require_proof
-from .scheduler import Batch, Scheduler
+from .run_batch import require_images, run_batch
+from .scheduler import Scheduler
 from .settings import EngineSettings
+from .task_weights import Lease, TaskWeights
 from .versions import LiveVersion
-from .weights_cache import Held, WeightsCache
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergedWeights:
-    """A task's weights as its network runs them, and what they are of."""
-
-    network: Network[Any]
-    bound: Any
-    task: str
-    version: str
-    delta_sha256: str
-
-
-Lease: TypeAlias = Held[LiveVersion, MergedWeights]
 
 
 class StoreEngine:
@@ -72,9 +56,8 @@ class StoreEngine:
         self.max_batch = settings.max_batch
         self._store: StoreReader = ArtifactStore.open(store_path)
         self._networks = Networks(self._store, settings)
-        self._weights: WeightsCache[LiveVersion, MergedWeights] = WeightsCache(
-            settings.memory_budget_bytes
-        )
+        self._weights = TaskWeights(settings.memory_budget_bytes, self._network_of)
+        cache = self._weights.cache
         self._live = LiveStore(
             self._store, check=self._check, prove=self._prove, retire=self._weights.drop
         )
@@ -82,19 +65,20 @@ class StoreEngine:
             max_batch=settings.max_batch,
             max_delay_s=settings.max_delay_ms / 1e3,
             max_queue=settings.max_queue,
-            lease_held=self._weights.lease_held,
-            release=self._weights.release,
+            lease_held=cache.lease_held,
+            release=cache.release,
         )
+        self._hot: SimpleQueue[LiveVersion | None] = SimpleQueue()
         self._pins: set[str] = set()
         self._in_flight = 0
-        self._swaps, self._merge_ns = 0, 0
         self._state = threading.Condition()
         self._open = False
         self._stop_watching = threading.Event()
+        warm_up(PRECISIONS[settings.precision])
         self._live.scan()
         self._threads = [
             threading.Thread(target=target, name=f"glora-{target.__name__[1:]}", daemon=True)
-            for target in (self._compute, self._get_weights, self._watch)
+            for target in (self._compute, self._get_weights, self._fix_hot, self._watch)
         ]
         for thread in self._threads:
             thread.start()
@@ -125,7 +109,7 @@ class StoreEngine:
 
     def versions(self, task: str | None = None) -> Sequence[ServedVersion]:
         """As ``TaskEngine.versions``."""
-        sizes = self._weights.sizes()
+        sizes = self._weights.cache.sizes()
         found = [self._served(v, sizes, is_current) for v, is_current in self._live.versions(task)]
         broken = self._live.broken(task)
         if not broken:
@@ -136,7 +120,7 @@ class StoreEngine:
     def describe(self, task: str, version: str | None = None) -> ServedVersion:
         """As ``TaskEngine.describe``."""
         found, is_current = self._live.find(task, version)
-        return self._served(found, self._weights.sizes(), is_current)
+        return self._served(found, self._weights.cache.sizes(), is_current)
 
     def submit(self, request: InferRequest) -> Future[Answer]:
         """As ``TaskEngine.submit``."""
@@ -148,7 +132,7 @@ class StoreEngine:
         started_ns = time.monotonic_ns()
         future: Future[Answer] = Future()
         try:
-            _require_images(request.images, version.about.input_shape, self.max_batch)
+            require_images(request.images, version.about.input_shape, self.max_batch)
             self._scheduler.admit(version, request, future)
         except GloraDeployError as error:
             self._ended(version, error, started_ns)
@@ -170,7 +154,7 @@ class StoreEngine:
         """As ``TaskEngine.prefetch``."""
         found = self._live.admit(task, version)
         try:
-            self._weights.release(self._lease(found)[0])
+            self._weights.cache.release(self._lease(found)[0])
         except (GloraDeployError, OSError) as error:
             raise UnavailableError(f"{found.name} cannot be served: {found.reason}") from error
         finally:
@@ -189,7 +173,7 @@ class StoreEngine:
         self, task: str | None = None, version: str | None = None
     ) -> Sequence[Statistics]:
         """As ``TaskEngine.statistics``."""
-        sizes = self._weights.sizes()
+        sizes = self._weights.cache.sizes()
         if task is not None and version is not None:
             chosen = [self._live.find(task, version)[0]]
         else:
@@ -204,12 +188,12 @@ class StoreEngine:
         return Usage(
             queued=self._scheduler.n_images,
             in_flight=self._in_flight,
-            weights_bytes=self._weights.held_bytes,
-            budget_bytes=self._weights.budget_bytes,
+            weights_bytes=self._weights.cache.held_bytes,
+            budget_bytes=self.settings.memory_budget_bytes,
             backbone_bytes=self._networks.backbone_bytes,
-            swaps=self._swaps,
-            merge_ns=self._merge_ns,
-            evictions=self._weights.evictions,
+            swaps=self._weights.swaps,
+            merge_ns=self._weights.merge_ns,
+            evictions=self._weights.cache.evictions,
         )
 
     def close(self, drain_s: float = 30.0) -> None:
@@ -222,6 +206,7 @@ class StoreEngine:
             drained = self._state.wait_for(lambda: not self._in_flight, drain_s)
         if not drained:
             self._scheduler.fail_all(UnavailableError("the server is leaving. Ask another one."))
+        self._hot.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -247,64 +232,23 @@ class StoreEngine:
             allow_unproven=self.settings.allow_unproven,
             require_proven=self.settings.require_proven,
         )
-        self._networks.of(version.artifact, self._live.artifacts)
+        self._network_of(version)
+
+    def _network_of(self, version: LiveVersion) -> Loaded:
+        return self._networks.of(version.artifact, self._live.artifacts)
 
     def _prove(self, version: LiveVersion) -> None:
         """Read and verify a delta anew, and have it merged: all that can fail has been tried."""
-        version.artifact.tensors()
-        self._weights.release(self._lease(version, refuse=False)[0])
+        self._weights.deltas.read(version)
+        self._weights.cache.release(self._weights.lease(version)[0])
 
-    def _lease(self, version: LiveVersion, *, refuse: bool = True) -> tuple[Lease, bool]:
-        """The weights of a version, and whether they had to be merged.
-
-        Raises:
-            GloraDeployError: If they cannot be had; the version is then refused.
-            OSError: If there is no memory for them now.
-        """
-        merged = False
-
-        def prepare() -> Callable[[Buffer], MergedWeights]:
-            nonlocal merged
-            merged = True
-            delta = artifact.tensors()
-            head = head_of(manifest, delta, network.layout.dtype)
-            return lambda buffer: self._merge(version, delta, head, buffer)
-
+    def _lease(self, version: LiveVersion) -> tuple[Lease, bool]:
+        """As ``TaskWeights.lease``; a version whose weights cannot be made is refused for good."""
         try:
-            artifact = version.artifact
-            manifest = artifact.manifest
-            network = self._networks.of(artifact, self._live.artifacts).network
-            head_bytes = _head_bytes(version, network)
-            size = network.layout.size_bytes
-            return self._weights.lease(version, size, size + head_bytes, prepare), merged
+            return self._weights.lease(version)
         except GloraDeployError as error:
-            if refuse:
-                self._live.refuse(version, self._live.shown(error))
+            self._live.refuse(version, self._live.shown(error))
             raise
-
-    def _merge(
-        self,
-        version: LiveVersion,
-        delta: dict[str, NDArray[Any]],
-        head: dict[str, NDArray[Any]],
-        buffer: Buffer,
-    ) -> MergedWeights:
-        started_ns = time.monotonic_ns()
-        manifest = version.artifact.manifest
-        loaded = self._networks.of(version.artifact, self._live.artifacts)
-        layout = loaded.network.layout
-        out = layout.views(buffer)
-        merge_task(manifest, delta, loaded.frozen, layout.slots, out)
-        bound = loaded.network.bind(out, head)
-        self._swaps += 1
-        self._merge_ns += time.monotonic_ns() - started_ns
-        return MergedWeights(
-            network=loaded.network,
-            bound=bound,
-            task=manifest.task,
-            version=manifest.version,
-            delta_sha256=manifest.adapter.sha256,
-        )
 
     def _get_weights(self) -> None:
         """Merge what waits to be merged, until the engine is closed."""
@@ -321,16 +265,26 @@ class StoreEngine:
             else:
                 self._scheduler.provide(version, lease, merged=merged)
 
+    def _fix_hot(self) -> None:
+        """Lay out the weights of tasks that stay hot as constants, until the engine is closed."""
+        while (version := self._hot.get()) is not None:
+            try:
+                self._weights.fix(version)
+            except Exception:  # they are answered as before
+                log.exception("the weights of %s cannot be laid out as constants", version.name)
+
     def _compute(self) -> None:
         """Run batches until the engine is closed and nothing waits."""
         while (batch := self._scheduler.take()) is not None:
             try:
-                answers = self._run(batch)
+                answers = run_batch(batch)
             except Exception as error:  # nobody else would answer those who wait
                 log.exception("a batch of %s failed", batch.key.name)
                 answers = [error] * len(batch.requests)
             finally:
-                self._weights.release(batch.lease)
+                self._weights.cache.release(batch.lease)
+            if batch.lease.value.n_batches == self.settings.hot_after:
+                self._hot.put(batch.key)
             for pending, answer in zip(batch.requests, answers, strict=True):
                 if isinstance(answer, Exception):
                     pending.future.set_exception(answer)
@@ -339,45 +293,6 @@ class StoreEngine:
                         time.monotonic_ns() - pending.admitted_ns, answer.queue_ns
                     )
                     pending.future.set_result(answer)
-
-    def _run(self, batch: Batch[LiveVersion, Lease]) -> list[Answer | Exception]:
-        weights = batch.lease.value
-        requests = [pending.request for pending in batch.requests]
-        images = np.ascontiguousarray(np.concatenate([request.images for request in requests]))
-        started_ns = time.monotonic_ns()
-        logits = weights.network.run(weights.bound, images)
-        compute_ns = time.monotonic_ns() - started_ns
-        n_classes = len(batch.key.about.labels)
-        if logits.shape != (len(images), n_classes):
-            raise LoadError(
-                f"{batch.key.name}: logits must have shape {(len(images), n_classes)}, "
-                f"got {logits.shape}"
-            )
-        batch.key.counts.computed(
-            len(images), compute_ns, hit=not batch.merged, merge_ns=batch.swap_ns
-        )
-        answers: list[Answer | Exception] = []
-        first = 0
-        for pending in batch.requests:
-            own = logits[first : first + pending.n_images]
-            first += pending.n_images
-            if not np.isfinite(own).all():
-                answers.append(NonFiniteError(f"{batch.key.name}: logits are not finite"))
-                continue
-            queue_ns = batch.formed_ns - pending.admitted_ns
-            answers.append(
-                Answer(
-                    logits=own,
-                    task=weights.task,
-                    version=weights.version,
-                    delta_sha256=weights.delta_sha256,
-                    queue_ns=queue_ns,
-                    swap_ns=min(batch.swap_ns, queue_ns),
-                    compute_ns=compute_ns,
-                    batch_size=len(images),
-                )
-            )
-        return answers
 
     def _watch(self) -> None:
         """Look at the store now and then, until the engine is closed."""
@@ -399,48 +314,25 @@ class StoreEngine:
         """Pin what is current of a pinned task, and nothing else of it."""
         try:
             versions = self._live.versions(task)
-        except StoreError:
+        except UnknownTaskError:
             return
         for version, is_current in versions:
             if is_current and task in self._pins:
-                self._weights.pin(version)
+                self._weights.cache.pin(version)
             else:
-                self._weights.unpin(version)
+                self._weights.cache.unpin(version)
 
     def _require_room(self, pins: set[str]) -> None:
-        sizes = []
-        for task in sorted(pins):
-            version, _ = self._live.find(task, None)
-            network = self._networks.of(version.artifact, self._live.artifacts).network
-            sizes.append(network.layout.size_bytes + _head_bytes(version, network))
-        if sum(sizes) > self._weights.budget_bytes:
+        size = sum(self._weights.size_of(self._live.find(task, None)[0]) for task in pins)
+        if size > (budget := self._weights.cache.budget_bytes):
             raise UnavailableError(
-                f"the budget of {self._weights.budget_bytes} bytes must hold all that is pinned, "
-                f"got {sum(sizes)} bytes of {len(sizes)} tasks"
+                f"the budget of {budget} bytes must hold all that is pinned, got {size} bytes of "
+                f"{len(pins)} tasks"
             )
-
-
-def _require_images(
-    images: NDArray[np.float32], shape: tuple[int, int, int], max_batch: int
-) -> None:
-    if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != shape:
-        wanted = ", ".join(map(str, shape))
-        raise InputError(
-            f"images must be float32 of shape (n, {wanted}), got {images.dtype} {images.shape}"
-        )
-    if not len(images):
-        raise InputError("images must be at least 1, got 0")
-    if len(images) > max_batch:
-        raise TooLargeError(f"images must be at most {max_batch} at once, got {len(images)}")
 
 
 def _error_of(future: Future[Answer]) -> BaseException | None:
     return CancelledError() if future.cancelled() else future.exception()
-
-
-def _head_bytes(version: LiveVersion, network: Network[Any]) -> int:
-    n_parameters = version.artifact.manifest.n_head_parameters
-    return n_parameters * network.layout.dtype.itemsize
 
 
 def _unreadable(task: str, version: str, reason: str) -> ServedVersion:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glora_deploy.errors import BackboneMismatchError, NonFiniteError
-from glora_deploy.merge.cpu import MergeJob, fused_merge_layers
+from glora_deploy.merge.cpu import MergeJob, fused_merge, fused_merge_layers
+from glora_deploy.merge.cpu_kernel import LANES
 from glora_deploy.store.manifest import Manifest
 
 from ..engines.network import Slot
@@ -22,6 +23,14 @@ def adapted_tensors(manifest: Manifest) -> tuple[str, ...]:
         for name, layer in manifest.layers.items()
         for part in (("weight", "bias") if layer.layer_shape().bias else ("weight",))
     )
+
+
+def warm_up(dtype: np.dtype[Any]) -> None:
+    """Have the merge compiled, or its compiled form loaded, before a request waits for it."""
+    w0 = np.zeros((LANES, LANES), np.float32)
+    for transposed in (False, True):
+        out = np.empty_like(w0, dtype)
+        fused_merge(w0, w0[0], {}, out_w=out, out_b=out[0].copy(), transposed=transposed)
 
 
 def head_of(

@@ -38,6 +38,9 @@ class EngineSettings:
     """Tasks whose weights are merged before the engine is ready."""
     pins: tuple[str, ...] = ()
     """Tasks that are prefetched and stay in memory."""
+    hot_after: int | None = 64
+    """Batches from one merge after which a task's weights are laid out as constants in the
+    background, which answers faster and takes as much memory again; None never does."""
     mixed_batches: MixedBatches = "auto"
     """Whether deltas that allow it are answered together in one batch."""
     watch_s: float | None = 2.0

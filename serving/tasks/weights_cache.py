@@ -29,9 +29,16 @@ class Held(Generic[K, V]):
     value: V
     size_bytes: int
     buffer: Buffer
+    extra_bytes: int = 0
+    """What was added to the value since."""
     leases: int = 0
     spare: bool = False
     """Whether it is the one task beyond the budget."""
+
+    @property
+    def all_bytes(self) -> int:
+        """Of the value and what was added to it."""
+        return self.size_bytes + self.extra_bytes
 
 
 class WeightsCache(Generic[K, V]):
@@ -39,10 +46,12 @@ class WeightsCache(Generic[K, V]):
 
     Args:
         budget_bytes: For everything that is held, apart from one value more.
+        shrink: Takes away what was added to a value that is not leased. Does not block.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, shrink: Callable[[V], None]) -> None:
         self.budget_bytes = budget_bytes
+        self._shrink = shrink
         self.evictions = 0
         self._held: OrderedDict[K, Held[K, V]] = OrderedDict()  # least recently used first
         self._leaving: set[Held[K, V]] = set()  # dropped, and still leased
@@ -57,7 +66,7 @@ class WeightsCache(Generic[K, V]):
     def held_bytes(self) -> int:
         """Of all values in memory."""
         with self._changed:
-            return sum(held.size_bytes for held in (*self._held.values(), *self._leaving))
+            return sum(held.all_bytes for held in (*self._held.values(), *self._leaving))
 
     @property
     def allocated_bytes(self) -> int:
@@ -73,7 +82,7 @@ class WeightsCache(Generic[K, V]):
     def sizes(self) -> dict[K, int]:
         """Bytes of everything that is held."""
         with self._changed:
-            return {key: held.size_bytes for key, held in self._held.items()}
+            return {key: held.all_bytes for key, held in self._held.items()}
 
     def lease_held(self, key: K) -> Held[K, V] | None:
         """A lease of what is in memory to stay; None if it is not.
@@ -136,6 +145,21 @@ class WeightsCache(Generic[K, V]):
                 del self._held[held.key]
                 self._forget(held)
             self._changed.notify_all()
+
+    def grow(self, held: Held[K, V], extra_bytes: int) -> bool:
+        """Count something more for a leased value, if that fits beside all that is there.
+
+        It is given up, by ``shrink``, when others need the room.
+        """
+        with self._changed:
+            if held.spare or held in self._leaving:
+                return False
+            there = (*self._held.values(), *self._leaving)
+            if sum(one.all_bytes for one in there) + extra_bytes > self.budget_bytes:
+                return False
+            held.extra_bytes = extra_bytes
+            self._trim()
+            return True
 
     def pin(self, key: K) -> None:
         """Never take this away, once it is in memory."""
@@ -200,23 +224,30 @@ class WeightsCache(Generic[K, V]):
     def _make_room(self, spare: Held[K, V]) -> bool:
         """Let the value beyond the budget in, if what is idle can make room for it."""
         holding = (*self._held.values(), *self._leaving)
-        excess = sum(held.size_bytes for held in holding if not held.spare)
+        excess = sum(held.all_bytes for held in holding if not held.spare)
         excess += spare.size_bytes - self.budget_bytes
-        victims = []
-        for held in self._held.values():
-            if excess <= 0:
-                break
-            if not (held.leases or held.spare or held.key in self._pinned):
+        idle = [held for held in self._held.values() if not (held.leases or held.spare)]
+        smaller, victims = [], []
+        for held in idle:  # what only makes a task faster goes before any task does
+            if excess > 0 and held.extra_bytes:
+                smaller.append(held)
+                excess -= held.extra_bytes
+        for held in idle:
+            if excess > 0 and held.key not in self._pinned:
                 victims.append(held)
                 excess -= held.size_bytes
         if excess > 0:
             return False
+        for held in smaller:
+            held.extra_bytes = 0
+            self._shrink(held.value)
         for victim in victims:
             del self._held[victim.key]
             self._forget(victim)
             self.evictions += 1
         spare.spare = False
         self._spare_taken = False
+        self._trim()
         self._changed.notify_all()
         return True
 
@@ -226,6 +257,14 @@ class WeightsCache(Generic[K, V]):
         if held.spare:
             self._spare_taken = False
 
+    def _trim(self) -> None:
+        """Keep no more unused buffers than one beyond the budget."""
+        while self._free:
+            largest = max(buffer.size_bytes for buffer in self._free)
+            if self._allocated() - largest <= self.budget_bytes:
+                break
+            del self._free[0]
+
     def _allocated(self) -> int:
-        held = sum(held.size_bytes for held in (*self._held.values(), *self._leaving))
+        held = sum(held.all_bytes for held in (*self._held.values(), *self._leaving))
         return held + self._in_making + sum(buffer.size_bytes for buffer in self._free)

@@ -351,7 +351,7 @@ def test_who_leaves_answers_what_has_come_and_takes_nothing_more(
 def test_an_address_in_use_is_an_error(served: ServedGrpc, engine: ToyEngine) -> None:
     port = int(served.address.rpartition(":")[2])
     service = Service(engine, ServerSettings(grpc_port=port), served.service.telemetry)
-    with pytest.raises(OSError, match="is in use"):
+    with pytest.raises(OSError, match="one that is in use"):
         asyncio.run(serve_grpc(service))
     service.close()
     nowhere = Service(engine, ServerSettings(), served.service.telemetry)

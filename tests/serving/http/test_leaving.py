@@ -95,3 +95,24 @@ def test_leaving_answers_what_has_come_and_takes_nothing_more(engine: ToyEngine)
     with pytest.raises(ConnectionRefusedError):
         served.connect()
     idle.close()
+
+
+def test_more_requests_at_once_than_allowed_are_refused(engine: ToyEngine) -> None:
+    engine.release.clear()
+    answers: list[tuple[int, Any]] = []
+    with serving(build_app(engine, ServerSettings(max_connections=1))) as served:
+        asking = threading.Thread(target=lambda: answers.append(post(served)))
+        asking.start()
+        engine.wait_until(queued=1)
+        connection = http.client.HTTPConnection(served.address)
+        connection.request("POST", INFER, BODY)
+        response = connection.getresponse()
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
+        assert "too many requests are under way" in json.loads(response.read())["error"]
+        connection.request("GET", "/v2/health/ready")
+        assert connection.getresponse().status == 200
+        connection.close()
+        engine.release.set()
+        asking.join()
+        assert post(served)[0] == 200
+    assert [status for status, _ in answers] == [200]
