@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from typing import Any
 
@@ -116,3 +117,12 @@ def test_more_requests_at_once_than_allowed_are_refused(engine: ToyEngine) -> No
         asking.join()
         assert post(served)[0] == 200
     assert [status for status, _ in answers] == [200]
+
+
+def test_no_answer_waits_for_an_acknowledgement(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        (accepted,) = served.server.server_state.connections
+        own = accepted.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
