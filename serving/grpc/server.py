@@ -7,7 +7,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2_grpc
 
-from ..http.service import Service
+from ..service import Service
 from .gate import HEALTH, REFLECTION, SERVICE, Gate
 from .health import Health
 from .servicer import Servicer

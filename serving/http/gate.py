@@ -12,10 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import OverloadedError, ServingError, UnavailableError
 from ..protocol.tokens import Realm
+from ..rate import RateLimit
+from ..service import Service
 from ..telemetry.request_record import RequestRecord
 from .errors import CLIENT_CLOSED, HttpError, error_response
-from .rate import RateLimit
-from .service import Service
 
 OPEN = frozenset(
     ("/", "/app.js", "/style.css", "/favicon.ico", "/v2/health/live", "/v2/health/ready")

@@ -28,9 +28,9 @@ from glora_deploy.serving.errors import (
     UnknownTaskError,
 )
 from glora_deploy.serving.grpc.server import serve_grpc
-from glora_deploy.serving.http.service import Service
 from glora_deploy.serving.protocol.limits import Limits
 from glora_deploy.serving.protocol.tokens import Tokens
+from glora_deploy.serving.service import Service
 from glora_deploy.serving.settings import ServerSettings
 from grpc_server import ServedGrpc
 from toy_engine import SIZE, ToyEngine, expected_logits, sha256_of
