@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
 
+from glora_deploy.glora.forms import LayerForms
 from glora_deploy.serving.tasks.engine import StoreEngine
 from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.manifest import LayerRecord
 from glora_deploy.store.store import ArtifactStore
 from stored_tasks import merged_state
 
@@ -33,6 +35,7 @@ def add_marked_task(
     n_classes: int = 8,
     seed: int = 0,
     make_current: bool = True,
+    forms: str | None = None,
 ) -> Artifact:
     """One more version of a task: supports near those of ``base``, a head of its own.
 
@@ -44,10 +47,17 @@ def add_marked_task(
         n_classes: Rows of the head.
         seed: Of supports and head.
         make_current: Whether it answers from now on.
+        forms: Of every linear layer, the other layers being left alone; as in ``base`` if None.
     """
     rng = np.random.default_rng(seed)
+    draft = base.manifest
+    given = base.tensors()
+    if forms is not None:
+        draft = draft.model_copy(update={"layers": dict(_layers(base, LayerForms.parse(forms)))})
+        head = {name: value for name, value in given.items() if draft.is_head(name)}
+        given = {n: np.zeros(s, np.float32) for n, s in draft.support_shapes().items()} | head
     tensors = {}
-    for name, value in base.tensors().items():
+    for name, value in given.items():
         if not base.manifest.is_head(name):
             tensors[name] = value + rng.normal(0, 0.02, value.shape).astype(value.dtype)
         elif value.ndim == 1:
@@ -55,8 +65,13 @@ def add_marked_task(
         else:
             tensors[name] = rng.normal(0, 1, (n_classes, *value.shape[1:])).astype(value.dtype)
     labels = tuple(f"class {index}" for index in range(n_classes))
-    draft = base.manifest.model_copy(update={"labels": labels})
+    draft = draft.model_copy(update={"labels": labels})
     return store.put(task, tensors, draft, make_current=make_current)
+
+
+def _layers(base: Artifact, forms: LayerForms) -> Iterator[tuple[str, LayerRecord]]:
+    for name, shape in base.manifest.shapes().items():
+        yield name, LayerRecord.of(shape, forms if shape.kind == "linear" else LayerForms())
 
 
 @torch.inference_mode()

@@ -42,7 +42,7 @@ def with_weight_inputs(
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
-    _require_plain(model.graph)
+    require_plain(model.graph)
     weights = {weight.name: weight for weight in model.graph.initializer}
     if missing := sorted(set(head) - weights.keys()):
         raise LoadError(f"the graph must read {missing[0]}, got {len(weights)} other tensors")
@@ -53,7 +53,7 @@ def with_weight_inputs(
         dtype = weights[name].data_type
         model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
     gone = {name for name, _ in inputs}
-    _keep(model.graph.initializer, lambda weight: weight.name not in gone)
+    keep(model.graph.initializer, lambda weight: weight.name not in gone)
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = N_CLASSES
     # Shapes that were inferred for the number of classes it was traced with.
     del model.graph.value_info[:]
@@ -117,11 +117,16 @@ def with_constants(model: onnx.ModelProto, names: Collection[str], place: str) -
             )
             weight.data_location = TensorProto.EXTERNAL
             weight.external_data.add(key="location", value=place)
-    _keep(fixed.graph.input, lambda value: value.name not in names)
+    keep(fixed.graph.input, lambda value: value.name not in names)
     return fixed
 
 
-def _require_plain(graph: onnx.GraphProto) -> None:
+def require_plain(graph: onnx.GraphProto) -> None:
+    """Check that a graph maps images to logits.
+
+    Raises:
+        LoadError: If it does not.
+    """
     weights = {weight.name for weight in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in weights]
     outputs = [value.name for value in graph.output]
@@ -139,12 +144,12 @@ def _slots(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> list[Slot]
     turned: dict[str, str] = {}
     for weight in weights:
         name, shape = weight.name, tuple(weight.dims)
-        transposed = bool(readers[name]) and all(map(_is_transpose, readers[name]))
+        transposed = bool(readers[name]) and all(map(is_transpose, readers[name]))
         if transposed:
             turned |= {node.output[0]: name for node in readers[name]}
         shape = shape[::-1] if transposed else shape
         slots.append(Slot(name=name, shape=shape, transposed=transposed))
-    _keep(graph.node, lambda node: node.output[0] not in turned)
+    keep(graph.node, lambda node: node.output[0] not in turned)
     for node in graph.node:
         for index, read in enumerate(node.input):
             if read in turned:
@@ -152,12 +157,13 @@ def _slots(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> list[Slot]
     return slots
 
 
-def _is_transpose(node: onnx.NodeProto) -> bool:
+def is_transpose(node: onnx.NodeProto) -> bool:
+    """Whether a node turns a matrix round."""
     order: Mapping[str, Iterable[int]] = {a.name: a.ints for a in node.attribute}
     return node.op_type == "Transpose" and list(order.get("perm", ())) == [1, 0]
 
 
-def _keep(messages: Any, wanted: Callable[[Any], bool]) -> None:
+def keep(messages: Any, wanted: Callable[[Any], bool]) -> None:
     """Drop the others from a repeated field."""
     kept = [message for message in messages if wanted(message)]
     del messages[:]

@@ -23,6 +23,7 @@ from glora_deploy.precision import PRECISIONS
 from glora_deploy.store.reader import StoreReader
 from glora_deploy.store.store import ArtifactStore
 
+from ..engines.mixed import MixedNetwork
 from ..errors import UnavailableError, UnknownTaskError
 from .contract import Answer, InferRequest, ServedVersion, Statistics, Usage
 from .live_store import LiveStore
@@ -67,6 +68,7 @@ class StoreEngine:
             max_queue=settings.max_queue,
             lease_held=cache.lease_held,
             release=cache.release,
+            pool=lambda version: version.pool,
         )
         self._hot: SimpleQueue[LiveVersion | None] = SimpleQueue()
         self._pins: set[str] = set()
@@ -221,6 +223,7 @@ class StoreEngine:
             in_memory=version in sizes,
             pinned=is_current and version.artifact.task in self._pins,
             size_bytes=sizes.get(version, 0),
+            mixed=version.pool is not None,
         )
 
     def _check(self, version: LiveVersion) -> None:
@@ -232,7 +235,8 @@ class StoreEngine:
             allow_unproven=self.settings.allow_unproven,
             require_proven=self.settings.require_proven,
         )
-        self._network_of(version)
+        network = self._network_of(version).network
+        version.pool = network if isinstance(network, MixedNetwork) else None
 
     def _network_of(self, version: LiveVersion) -> Loaded:
         return self._networks.of(version.artifact, self._live.artifacts)
@@ -276,22 +280,24 @@ class StoreEngine:
     def _compute(self) -> None:
         """Run batches until the engine is closed and nothing waits."""
         while (batch := self._scheduler.take()) is not None:
+            parts = [batch, *batch.others]
             try:
                 answers = run_batch(batch)
             except Exception as error:  # nobody else would answer those who wait
                 log.exception("a batch of %s failed", batch.key.name)
-                answers = [error] * len(batch.requests)
-            finally:
-                self._weights.cache.release(batch.lease)
-            if batch.lease.value.n_batches == self.settings.hot_after:
-                self._hot.put(batch.key)
-            for pending, answer in zip(batch.requests, answers, strict=True):
-                if isinstance(answer, Exception):
-                    pending.future.set_exception(answer)
-                else:
-                    batch.key.counts.answered(
-                        time.monotonic_ns() - pending.admitted_ns, answer.queue_ns
-                    )
+                answers = [[error] * len(part.requests) for part in parts]
+            for part in parts:
+                hot = part.lease.value.n_batches == self.settings.hot_after
+                self._weights.cache.release(part.lease)
+                if hot:
+                    self._hot.put(part.key)
+            for part, found in zip(parts, answers, strict=True):
+                for pending, answer in zip(part.requests, found, strict=True):
+                    if isinstance(answer, Exception):
+                        pending.future.set_exception(answer)
+                        continue
+                    total_ns = time.monotonic_ns() - pending.admitted_ns
+                    part.key.counts.answered(total_ns, answer.queue_ns)
                     pending.future.set_result(answer)
 
     def _watch(self) -> None:

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import onnx
 
 from glora_deploy.errors import BackboneMismatchError
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.mapped_safetensors import TensorMap, map_tensors
 from glora_deploy.store.reader import BACKBONE_WEIGHTS, StoreReader
 
+from ..engines.mixed import MixedNetwork, can_be_mixed, linear_layers
 from ..engines.network import Network
 from ..engines.onnx_runtime import OnnxNetwork
 from ..engines.stored_graph import find_graph
+from ..errors import LoadError
 from .merge_task import adapted_tensors
 from .settings import EngineSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A network, and the frozen tensors that its tasks are merged from."""
+    """A network, and the frozen tensors that its tasks are merged from.
 
-    network: Network[Any]
+    It is one for batches of many tasks where the deltas, the network and the settings allow it.
+    """
+
+    network: Network[Any] | MixedNetwork
     frozen: TensorMap
 
 
@@ -80,6 +92,7 @@ class Networks:
             backbone.classifier,
             tuple(sorted(artifact.manifest.head)),
             adapted_tensors(artifact.manifest),
+            can_be_mixed(artifact.manifest),
         )
         # Below fp32 the graph itself is the task's.
         own = artifact.manifest.adapter.sha256 if self._settings.precision != "fp32" else ""
@@ -88,8 +101,17 @@ class Networks:
     def _make(self, artifact: Artifact, others: Iterable[Artifact]) -> Loaded:
         manifest, settings = artifact.manifest, self._settings
         frozen = self._frozen(artifact)
+        if settings.backend == "torch":
+            from ..engines.torch_network import TorchNetwork  # a server without it needs no torch
+
+            adapted = adapted_tensors(manifest)
+            return Loaded(
+                TorchNetwork(manifest, frozen, adapted=adapted, device=settings.device), frozen
+            )
         graph = find_graph(self._store, artifact, settings.precision, others)
         weights = self._store.backbone_path(manifest.backbone.fingerprint) / BACKBONE_WEIGHTS
+        if (mixed := self._make_mixed(manifest, graph, weights, frozen)) is not None:
+            return Loaded(mixed, frozen)
         network = OnnxNetwork(
             graph,
             weights,
@@ -100,6 +122,26 @@ class Networks:
             device=settings.device,
         )
         return Loaded(network, frozen)
+
+    def _make_mixed(
+        self, manifest: Manifest, graph: onnx.ModelProto, weights: Path, frozen: TensorMap
+    ) -> MixedNetwork | None:
+        settings = self._settings
+        wanted = settings.mixed_batches == "auto" and settings.device == "cpu"
+        if not wanted or settings.precision != "fp32" or not can_be_mixed(manifest):
+            return None
+        try:
+            return MixedNetwork(
+                graph,
+                weights,
+                frozen,
+                layers=linear_layers(manifest),
+                head=tuple(manifest.head),
+                threads=settings.threads,
+            )
+        except LoadError as error:
+            log.info("%s: tasks do not share batches: %s", manifest.backbone.name, error)
+            return None
 
     def _frozen(self, artifact: Artifact) -> TensorMap:
         """The backbone's tensors, their fingerprint checked the first time."""

@@ -1,4 +1,4 @@
-"""One batch computed: the requests of one version, the weights of that version, the answers."""
+"""One batch computed: requests, the weights of their own version, answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glora_deploy.errors import NonFiniteError
 from ..errors import InputError, LoadError, TooLargeError
 from .contract import Answer
 from .scheduler import Batch
-from .task_weights import Lease
+from .task_weights import Lease, MergedWeights, MixedWeights
 from .versions import LiveVersion
 
 
@@ -36,29 +36,59 @@ def require_images(
         raise TooLargeError(f"images must be at most {max_batch} at once, got {len(images)}")
 
 
-def run_batch(batch: Batch[LiveVersion, Lease]) -> list[Answer | Exception]:
-    """Run a batch; for each of its requests the answer, or why it has none.
+def run_batch(batch: Batch[LiveVersion, Lease]) -> list[list[Answer | Exception]]:
+    """Run a batch; for each request of each of its queues the answer, or why it has none.
 
     What an answer says of itself comes with the weights that computed it.
+
+    Returns:
+        For the batch's own queue, then for each of ``others``.
 
     Raises:
         LoadError: If the network gives logits of another shape than the version's labels have.
         Exception: Of the runtime.
     """
-    version, weights = batch.key, batch.lease.value
-    images = [pending.request.images for pending in batch.requests]
-    joined = np.ascontiguousarray(np.concatenate(images))
+    parts = [batch, *batch.others]
+    images = [np.concatenate([p.request.images for p in part.requests]) for part in parts]
     started_ns = time.monotonic_ns()
-    logits = weights.run(joined)
+    logits = _logits(parts, images)
     compute_ns = time.monotonic_ns() - started_ns
-    shape = (len(joined), len(version.about.labels))
+    n_images = sum(map(len, images))
+    return [
+        _answers(part, own, compute_ns, n_images) for part, own in zip(parts, logits, strict=True)
+    ]
+
+
+def _logits(
+    parts: list[Batch[LiveVersion, Lease]], images: list[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """Logits of each part; several are of tasks that share a network for batches of many."""
+    values = [part.lease.value for part in parts]
+    for weights in values:
+        weights.n_batches += 1
+    first = values[0]
+    if isinstance(first, MergedWeights):
+        (own,) = images
+        return [first.run(np.ascontiguousarray(own))]
+    terms = [weights.terms for weights in values if isinstance(weights, MixedWeights)]
+    return first.network.run(list(zip(terms, images, strict=True)))
+
+
+def _answers(
+    part: Batch[LiveVersion, Lease],
+    logits: NDArray[np.float32],
+    compute_ns: int,
+    batch_size: int,
+) -> list[Answer | Exception]:
+    version, weights = part.key, part.lease.value
+    shape = (part.n_images, len(version.about.labels))
     if logits.shape != shape:
         raise LoadError(f"{version.name}: logits must have shape {shape}, got {logits.shape}")
-    hit = not batch.merged
-    version.counts.computed(len(joined), compute_ns, hit=hit, merge_ns=batch.swap_ns)
+    hit = not part.merged
+    version.counts.computed(part.n_images, compute_ns, hit=hit, merge_ns=part.swap_ns)
     answers: list[Answer | Exception] = []
     first = 0
-    for pending in batch.requests:
+    for pending in part.requests:
         own = logits[first : first + pending.n_images]
         first += pending.n_images
         if not np.isfinite(own).all():
@@ -66,7 +96,7 @@ def run_batch(batch: Batch[LiveVersion, Lease]) -> list[Answer | Exception]:
                 NonFiniteError(f"{version.name}: logits must be finite, got NaN or infinity")
             )
             continue
-        queue_ns = batch.formed_ns - pending.admitted_ns
+        queue_ns = part.formed_ns - pending.admitted_ns
         answers.append(
             Answer(
                 logits=own,
@@ -74,9 +104,9 @@ def run_batch(batch: Batch[LiveVersion, Lease]) -> list[Answer | Exception]:
                 version=weights.version,
                 delta_sha256=weights.delta_sha256,
                 queue_ns=queue_ns,
-                swap_ns=min(batch.swap_ns, queue_ns),
+                swap_ns=min(part.swap_ns, queue_ns),
                 compute_ns=compute_ns,
-                batch_size=len(joined),
+                batch_size=batch_size,
             )
         )
     return answers

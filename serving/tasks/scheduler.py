@@ -13,6 +13,7 @@ import heapq
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -49,7 +50,10 @@ class Pending:
 
 @dataclass(slots=True)
 class Batch(Generic[K, L]):
-    """Requests of one queue to be computed together, with the lease of their weights."""
+    """Requests of one queue to be computed together, with the lease of their weights.
+
+    Where queues may share a batch, ``others`` are those that do.
+    """
 
     key: K
     lease: L
@@ -59,10 +63,11 @@ class Batch(Generic[K, L]):
     """How long the queue waited for its weights; 0 if they were in memory."""
     merged: bool
     """Whether they were merged for this batch."""
+    others: list[Batch[K, L]] = field(default_factory=list)
 
     @property
     def n_images(self) -> int:
-        """Images in all."""
+        """Images of this queue."""
         return sum(pending.n_images for pending in self.requests)
 
 
@@ -89,6 +94,7 @@ class Scheduler(Generic[K, L]):
         lease_held: A lease of a key's weights if they are in memory to stay; else None. Does not
             block.
         release: Ends a lease that no batch took. Does not block.
+        pool: What queues must have in common to share a batch; None for a queue that never does.
     """
 
     def __init__(
@@ -99,12 +105,14 @@ class Scheduler(Generic[K, L]):
         max_queue: int,
         lease_held: Callable[[K], L | None],
         release: Callable[[L], None],
+        pool: Callable[[K], object | None] = lambda key: None,
     ) -> None:
         self._max_batch = max_batch
         self._max_delay_ns = round(max_delay_s * _SECOND)
         self._max_queue = max_queue
         self._lease_held = lease_held
         self._release = release
+        self._pool = pool
         self._queues: dict[K, _Queue[L]] = {}
         self._n_images = 0
         self._numbers = itertools.count()
@@ -234,25 +242,40 @@ class Scheduler(Generic[K, L]):
             _fail(queue.pending, error)
 
     def _form(self) -> Batch[K, L] | None:
+        """A batch of the queue whose turn it is; what shares it fills the room that is left."""
         now = time.monotonic_ns()
-        ripe = [
-            (queue.pending[0].rank, queue.turn, key)
-            for key, queue in self._queues.items()
-            if queue.lease is not None and now >= self._ripe_ns(queue)
-        ]
-        while ripe:
-            first = min(ripe, key=lambda found: found[:2])
-            ripe.remove(first)
-            if (batch := self._batch_of(first[-1], now)) is not None:
-                return batch
+        ready = sorted(
+            (key for key, queue in self._queues.items() if queue.lease is not None),
+            key=lambda key: (self._queues[key].pending[0].rank, self._queues[key].turn),
+        )
+        pooled: Counter[object] = Counter()
+        for key in ready:
+            pooled[self._pool(key)] += self._queues[key].n_images
+        for index, key in enumerate(ready):
+            pool = self._pool(key)
+            is_full = pool is not None and pooled[pool] >= self._max_batch
+            if not is_full and now < self._ripe_ns(self._queues[key]):
+                continue
+            batch = self._batch_of(key, now, self._max_batch)
+            if batch is None:
+                continue
+            if pool is not None:
+                room = self._max_batch - batch.n_images
+                for other in (*ready[index + 1 :], *ready[:index]):
+                    if other in self._queues and self._pool(other) == pool:
+                        more = self._batch_of(other, now, room)
+                        if more is not None:
+                            batch.others.append(more)
+                            room -= more.n_images
+            return batch
         return None
 
-    def _batch_of(self, key: K, now: int) -> Batch[K, L] | None:
-        """As many requests of a queue as fit, in order; None if all were cancelled meanwhile."""
+    def _batch_of(self, key: K, now: int, room: int) -> Batch[K, L] | None:
+        """As many requests of a queue as fit, in order; None if none does."""
         queue = self._queues[key]
         requests: list[Pending] = []
         n_images = 0
-        while queue.pending and n_images + queue.pending[0].n_images <= self._max_batch:
+        while queue.pending and n_images + queue.pending[0].n_images <= room:
             pending = heapq.heappop(queue.pending)
             queue.n_images -= pending.n_images
             self._n_images -= pending.n_images

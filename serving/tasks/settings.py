@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from glora_deploy.precision import Precision
 
-Backend = Literal["onnxruntime", "torch", "tensorrt"]
+Backend = Literal["onnxruntime", "torch"]
 MixedBatches = Literal["auto", "off"]
 
 DEFAULT_RANK = 2
@@ -67,5 +67,7 @@ class EngineSettings:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.watch_s is not None and not self.watch_s > 0:
             raise ValueError(f"watch_s must be positive or None, got {self.watch_s}")
+        if self.backend == "torch" and self.precision != "fp32":
+            raise ValueError(f"precision must be fp32 with torch, got {self.precision!r}")
         if self.allow_unproven and self.require_proven:
             raise ValueError("allow_unproven and require_proven must not both be set")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,8 +26,8 @@ class LiveVersion:
     requests: int = 0
     """Admitted and not yet answered."""
     counts: VersionCounts = field(default_factory=VersionCounts)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Of a first use, so that one thread at a time verifies it."""
+    pool: object | None = None
+    """What versions that may share a batch have in common; None for one that never does."""
 
     @property
     def name(self) -> str:

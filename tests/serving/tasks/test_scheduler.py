@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -23,7 +24,13 @@ class Bench:
     """A scheduler over tasks whose weights are in memory, unless they are named as cold."""
 
     def __init__(
-        self, *, max_batch: int = 4, max_queue: int = 1000, cold: str = "", delay_s: float = 0
+        self,
+        *,
+        max_batch: int = 4,
+        max_queue: int = 1000,
+        cold: str = "",
+        delay_s: float = 0,
+        pools: Mapping[str, int] | None = None,
     ) -> None:
         self.cold = set(cold)
         self.leases: list[str] = []
@@ -33,6 +40,7 @@ class Bench:
             max_queue=max_queue,
             lease_held=self.lease_held,
             release=self.leases.remove,
+            pool=(pools or {}).get,
         )
 
     def lease_held(self, key: str) -> str | None:
@@ -114,6 +122,20 @@ def test_a_task_waits_for_at_most_one_batch_of_every_task_that_waits(
     while waiting:
         take()
     assert bench.scheduler.n_images == 0
+
+
+def test_queues_of_one_pool_share_a_batch_in_their_turns() -> None:
+    bench = Bench(max_batch=5, pools={"m": 1, "n": 1, "o": 1, "p": 2}, delay_s=1e6)
+    for key, n in (("m", 1), ("a", 2), ("n", 2), ("p", 1), ("o", 4), ("m", 1)):
+        bench.add(key, n)
+    batch = bench.take()
+    assert [(part.key, part.n_images) for part in (batch, *batch.others)] == [("m", 2), ("n", 2)]
+    bench.leases.remove("n")
+    bench.add("m", 1)
+    batch = bench.take()
+    assert [(part.key, part.n_images) for part in (batch, *batch.others)] == [("o", 4), ("m", 1)]
+    bench.leases.remove("m")
+    assert bench.scheduler.n_images == 3  # those who share nothing wait until they are full
 
 
 def test_a_queue_without_weights_keeps_its_place_and_holds_nobody_up() -> None:
