@@ -20,7 +20,7 @@ from .tasks.settings import EngineSettings
 
 if TYPE_CHECKING:
     from .http.server import HttpServer
-    from .http.service import Service
+    from .service import Service
 
 _BACKLOG = 2048
 """Connections that wait to be accepted."""

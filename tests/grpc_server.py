@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from glora_deploy.serving.grpc.server import GrpcServer, serve_grpc
-from glora_deploy.serving.http.service import Service
+from glora_deploy.serving.service import Service
 from glora_deploy.serving.settings import ServerSettings
 from glora_deploy.serving.tasks.contract import TaskEngine
 from glora_deploy.serving.telemetry.metrics import Metrics

@@ -86,6 +86,8 @@ def triton_server(repository: Path, folder: Path) -> Iterator[TritonServer]:
                 f"--model-repository={repository}",
                 f"--backend-directory={backends}",
                 "--model-control-mode=explicit",
+                # Else a name that could not be loaded makes it unready for good.
+                "--strict-readiness=false",
                 "--http-address=127.0.0.1",
                 f"--http-port={http_port}",
                 "--grpc-address=127.0.0.1",

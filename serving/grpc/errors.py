@@ -19,7 +19,7 @@ from ..errors import (
     UnavailableError,
     UnknownTaskError,
 )
-from ..http.rate import RateLimitError
+from ..rate import RateLimitError
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from grpc import StatusCode, aio
 from tritonclient.grpc import service_pb2 as pb
 
 from ..errors import UnavailableError
-from ..http.rate import RateLimit
-from ..http.service import Service
 from ..protocol.tokens import Realm
+from ..rate import RateLimit
+from ..service import Service
 from ..telemetry.request_record import RequestRecord
 from .errors import GrpcError, Status
 from .records import EndedError, new_record, recorded, set_current

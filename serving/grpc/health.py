@@ -6,7 +6,7 @@ from typing import Any
 
 from grpc_health.v1 import health, health_pb2 as pb
 
-from ..http.service import Service
+from ..service import Service
 from .gate import SERVICE
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -12,12 +10,9 @@ from urllib.parse import unquote
 
 from grpc import StatusCode, aio
 
-from ..telemetry.request_record import RequestRecord
+from ..telemetry.request_record import RequestRecord, request_id, traceparent
 from ..telemetry.telemetry import Telemetry
 from .errors import OURS, Status, status_of
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _current: ContextVar[RequestRecord] = ContextVar("record")
 
@@ -43,15 +38,13 @@ def new_record(method: str, path: str, peer: str, metadata: Mapping[str, str]) -
         peer: As gRPC names the client.
         metadata: Of the call.
     """
-    stated = metadata.get("x-request-id", "")
-    traceparent = metadata.get("traceparent", "")
     return RequestRecord(
         protocol="grpc",
         method=method,
         path=path[:256],
-        request_id=stated if _REQUEST_ID.fullmatch(stated) else secrets.token_hex(8),
+        request_id=request_id(metadata.get("x-request-id", "")),
         client=client_of(peer),
-        traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+        traceparent=traceparent(metadata.get("traceparent", "")),
     )
 
 

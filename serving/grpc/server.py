@@ -7,7 +7,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2_grpc
 
-from ..http.service import Service
+from ..service import Service
 from .gate import HEALTH, REFLECTION, SERVICE, Gate
 from .health import Health
 from .servicer import Servicer
@@ -69,8 +69,8 @@ async def serve_grpc(service: Service) -> GrpcServer:
         port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
         raise OSError(
-            f"gRPC must have an address of its own, {host}:{settings.grpc_port} is in use or not "
-            "this machine's"
+            f"{host}:{settings.grpc_port}: must be an address that is free, for gRPC, got one that "
+            "is in use or not this machine's. Give another --grpc-port"
         ) from error
     await health.refresh()
     await server.start()

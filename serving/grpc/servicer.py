@@ -13,7 +13,6 @@ from grpc import StatusCode
 from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 
 from ..errors import InputError
-from ..http.service import Service
 from ..protocol.datatypes import quoted
 from ..protocol.infer import plan_call, to_images, to_reply
 from ..protocol.model_info import (
@@ -25,6 +24,7 @@ from ..protocol.model_info import (
     server_metadata,
 )
 from ..protocol.version_names import find_version, require_name, stored_name
+from ..service import Service
 from .errors import GrpcError
 from .messages import has_many_values, read_call, read_parameters, write_reply
 from .records import EndedError, current_record, recorded
@@ -170,10 +170,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         asked = plan.request(images)
         if remaining_s is not None:
             asked = replace(asked, deadline_s=min(plan.deadline_s, arrived_s + remaining_s))
-        submitted_ns = time.time_ns()
-        # gRPC cancels this task when the client goes, and that the future.
-        answer = await asyncio.wrap_future(engine.submit(asked))
-        record.answered(answer, submitted_ns)
+        answer = await service.answer(record, asked)  # gRPC cancels it when the client goes
         return write_reply(to_reply(engine, plan, answer))
 
     def _named_version(self, request: Any) -> str | None:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..protocol.tokens import Realm
+from ..service import Service
 from ..settings import ServerSettings
 from ..tasks.contract import TaskEngine
 from ..telemetry.metrics import Metrics
@@ -23,7 +24,6 @@ from ..telemetry.telemetry import Telemetry
 from . import inference, page, predict, repository
 from .errors import error_body
 from .gate import OPEN, Gate
-from .service import Service
 
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing

@@ -21,7 +21,7 @@ from ..errors import (
     UnavailableError,
     UnknownTaskError,
 )
-from .rate import RateLimitError
+from ..rate import RateLimitError
 
 logger = logging.getLogger(__name__)
 

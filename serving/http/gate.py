@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -12,19 +9,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import OverloadedError, ServingError, UnavailableError
 from ..protocol.tokens import Realm
-from ..telemetry.request_record import RequestRecord
+from ..rate import RateLimit
+from ..service import Service
+from ..telemetry.request_record import RequestRecord, request_id, traceparent
 from .errors import CLIENT_CLOSED, HttpError, error_response
-from .rate import RateLimit
-from .service import Service
 
 OPEN = frozenset(
     ("/", "/app.js", "/style.css", "/favicon.ico", "/v2/health/live", "/v2/health/ready")
 )
 """What needs no token: probes, and the page's own files, which hold nothing of what is served."""
 PROBES = frozenset(("/v2/health/live", "/v2/health/ready"))
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -141,15 +135,13 @@ def require_token(service: Service, realm: Realm, authorization: str | None) -> 
 
 
 def _record_of(scope: Scope, headers: Headers) -> RequestRecord:
-    stated = headers.get("x-request-id", "")
-    traceparent = headers.get("traceparent", "")
     client = scope.get("client")
     return RequestRecord(
         protocol="http",
-        request_id=stated if _REQUEST_ID.fullmatch(stated) else secrets.token_hex(8),
+        request_id=request_id(headers.get("x-request-id", "")),
         path=f"{scope['method']} {scope['path'][:256]}",
         client=client[0] if client else "",
-        traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+        traceparent=traceparent(headers.get("traceparent", "")),
     )
 
 

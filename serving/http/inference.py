@@ -21,6 +21,7 @@ from ..protocol.version_names import find_version
 from . import schemas
 from .binary_tensors import EncodedReply, header_length, read_call, wants_binary, write_reply
 from .body import accepted_encoding, compress, read_body
+from .disconnect import answer_while_connected
 from .errors import error_body
 from .route_tools import json_response, provenance_headers, record_of, service_of
 
@@ -163,7 +164,7 @@ async def post_infer(request: Request, model: str, version: str = "") -> Respons
         images = await service.decode(record, to_images, plan, limits)
     else:
         images = to_images(plan, limits)
-    answer = await service.answer(request, record, plan.request(images))
+    answer = await answer_while_connected(service, request, record, plan.request(images))
     reply = to_reply(service.engine, plan, answer)
     encoded = write_reply(reply, _binary(call, reply, json_bytes))
     return await _response(request, encoded, reply)

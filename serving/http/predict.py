@@ -21,12 +21,13 @@ from ..protocol.infer import IMAGE_BYTES, plan_call, to_images
 from ..protocol.model_info import READY
 from ..protocol.tensors import InferCall, Tensor, object_array
 from ..protocol.version_names import client_name, find_version, require_name
+from ..service import Service
 from ..tasks.contract import Answer, ServedVersion, TaskEngine
 from . import schemas
 from .body import read_body
+from .disconnect import answer_while_connected
 from .errors import HttpError
 from .route_tools import json_response, provenance_headers, query_number, record_of, service_of
-from .service import Service
 
 MAX_LABELS = 1000
 DEFAULT_LABELS = 5
@@ -77,7 +78,7 @@ async def post_predict(request: Request, task: str) -> Response:
     plan = plan_call(service.engine, call, limits, arrived_s)
     images = await service.decode(record, to_images, plan, limits)
     decode_s = record.step_s("decode") or 0.0
-    answer = await service.answer(request, record, plan.request(images))
+    answer = await answer_while_connected(service, request, record, plan.request(images))
     total_ns = time.perf_counter_ns() - arrived_ns
     return json_response(
         {

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..protocol.model_info import READY
+from ..service import Service
 from ..tasks.contract import Answer, ServedVersion
 from ..telemetry.request_record import RequestRecord
 from .errors import HttpError
 from .gate import require_token
-from .service import Service
 
 
 def service_of(request: Request) -> Service:

@@ -13,8 +13,8 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
+from ..service import Service
 from ..settings import ServerSettings
-from .service import Service
 
 _MAX_HEADER_BYTES = 64 << 10
 _LOOK_S = 0.1

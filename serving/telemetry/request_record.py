@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,10 @@ from typing import Literal, TypeAlias
 from ..tasks.contract import Answer
 
 StepName: TypeAlias = Literal["decode", "queue", "swap", "compute"]
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +96,13 @@ class RequestRecord:
         """How long a part took in all; None if there was none."""
         found = [step.end_ns - step.start_ns for step in self.steps if step.name == name]
         return sum(found) * 1e-9 if found else None
+
+
+def request_id(stated: str) -> str:
+    """The id that a client stated, if it can stand in a log; else a new one."""
+    return stated if _REQUEST_ID.fullmatch(stated) else secrets.token_hex(8)
+
+
+def traceparent(stated: str) -> str:
+    """The trace context that a client stated; empty if it is none."""
+    return stated if _TRACEPARENT.fullmatch(stated) else ""

@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -106,6 +109,36 @@ def test_it_serves_a_store_without_torch_and_leaves_in_order(
         assert process.wait() == 0
         lines = [json.loads(line) for line in process.stderr.read().splitlines()]
     assert [line["method"] for line in lines if "method" in line] == ["predict", "status"]
+
+
+def test_both_transports_answer_alike_and_leave_together(
+    trained: tuple[ArtifactStore, Artifact],
+) -> None:
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    with running("--store", str(trained[0].root), "--grpc-port", "0") as (process, first):
+        match = re.fullmatch(r"http://(\S+) serves 1 task; gRPC at (127\.0\.0\.1:\d+)\n", first)
+        assert match, first
+        answers = []
+        for module, address in zip((triton_http, triton_grpc), match.groups(), strict=True):
+            tensor = module.InferInput("image", list(images.shape), "FP32")
+            tensor.set_data_from_numpy(images)
+            with module.InferenceServerClient(address) as client:
+                answers.append(client.infer("colours", [tensor]).as_numpy("logits"))
+        np.testing.assert_array_equal(*answers)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+        notes = process.stderr.read()
+    assert " http infer POST " in notes
+    assert " grpc ModelInfer " in notes
+    assert "Traceback" not in notes
+
+
+def test_a_port_of_grpc_in_use_is_named(trained: tuple[ArtifactStore, Artifact]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = refusal("--store", str(trained[0].root), "--port", "0", "--grpc-port", port)
+    assert f"127.0.0.1:{port}: must be an address that is free" in line
+    assert "Give another --grpc-port" in line
 
 
 def test_tokens_come_from_a_file_or_the_environment(

@@ -28,9 +28,9 @@ from glora_deploy.serving.errors import (
     UnknownTaskError,
 )
 from glora_deploy.serving.grpc.server import serve_grpc
-from glora_deploy.serving.http.service import Service
 from glora_deploy.serving.protocol.limits import Limits
 from glora_deploy.serving.protocol.tokens import Tokens
+from glora_deploy.serving.service import Service
 from glora_deploy.serving.settings import ServerSettings
 from grpc_server import ServedGrpc
 from toy_engine import SIZE, ToyEngine, expected_logits, sha256_of
@@ -328,6 +328,23 @@ def test_reflection_lists_and_describes_the_service(served: ServedGrpc) -> None:
         assert described.file_descriptor_response.file_descriptor_proto
 
 
+def test_what_comes_while_the_server_leaves_is_refused(stub: Any, served: ServedGrpc) -> None:
+    stub.ModelInfer(infer())
+    served.service.draining = True  # as HTTP's leave sets it
+    with pytest.raises(grpc.RpcError, match="the server is leaving") as told:
+        stub.ModelInfer(infer())
+    assert told.value.code() == StatusCode.UNAVAILABLE
+    assert not stub.ServerReady(pb.ServerReadyRequest()).ready
+    assert stub.ServerLive(pb.ServerLiveRequest()).live
+
+
+def test_an_error_in_a_stream_names_the_message_that_it_answers(stub: Any) -> None:
+    sent = [infer(id="a"), infer("cars", id="b"), infer(id="c")]
+    answers = list(stub.ModelStreamInfer(iter(sent)))
+    assert [one.infer_response.id for one in answers] == ["a", "b", "c"]
+    assert [bool(one.error_message) for one in answers] == [False, True, False]
+
+
 def test_who_leaves_answers_what_has_come_and_takes_nothing_more(
     served: ServedGrpc, engine: ToyEngine
 ) -> None:
@@ -351,7 +368,7 @@ def test_who_leaves_answers_what_has_come_and_takes_nothing_more(
 def test_an_address_in_use_is_an_error(served: ServedGrpc, engine: ToyEngine) -> None:
     port = int(served.address.rpartition(":")[2])
     service = Service(engine, ServerSettings(grpc_port=port), served.service.telemetry)
-    with pytest.raises(OSError, match="is in use"):
+    with pytest.raises(OSError, match="one that is in use"):
         asyncio.run(serve_grpc(service))
     service.close()
     nowhere = Service(engine, ServerSettings(), served.service.telemetry)

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 from glora_deploy.errors import NonFiniteError
 from glora_deploy.serving import errors
 from glora_deploy.serving.http.errors import error_response, status_of
-from glora_deploy.serving.http.rate import RateLimitError
 from glora_deploy.serving.protocol.limits import Limits
+from glora_deploy.serving.rate import RateLimitError
 from glora_deploy.serving.settings import ServerSettings
 from toy_engine import SIZE, ToyEngine
 

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 
 from glora_deploy.serving.http import inference, page, predict, repository
 from glora_deploy.serving.http.gate import OPEN
-from glora_deploy.serving.http.rate import RateLimit, RateLimitError
 from glora_deploy.serving.http.route_tools import require_management
 from glora_deploy.serving.protocol.tokens import Tokens
+from glora_deploy.serving.rate import RateLimit, RateLimitError
 from glora_deploy.serving.settings import ServerSettings
 from toy_engine import ToyEngine
 

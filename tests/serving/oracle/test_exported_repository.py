@@ -154,6 +154,11 @@ def test_versions_are_kept_and_each_answers_under_its_number(served: Served) -> 
     number, logits = served.logits("kept", "1")
     assert number == "1"
     np.testing.assert_allclose(logits, ours(served, "kept", "v1"), rtol=0, atol=ATOL)
+    told = served.client.get_model_config("kept")["parameters"]["versions"]["string_value"]
+    assert {number: one["version"] for number, one in json.loads(told).items()} == {
+        "1": "v1",
+        "2": "v2",
+    }
 
 
 def test_a_rollback_is_a_load_with_the_older_number_or_an_export_of_it(served: Served) -> None:

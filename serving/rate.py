@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from ..errors import ServingError
+from .errors import ServingError
 
 
 class RateLimitError(ServingError):

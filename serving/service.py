@@ -1,21 +1,18 @@
-"""What every route needs: the engine, the threads that may block, and how to wait for an answer."""
+"""What every transport needs: the engine, the threads that may block, how to wait for an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
-
-from ..errors import OverloadedError
-from ..settings import ServerSettings
-from ..tasks.contract import Answer, InferRequest, TaskEngine
-from ..telemetry.request_record import RequestRecord
-from ..telemetry.telemetry import Telemetry
+from .errors import OverloadedError
+from .settings import ServerSettings
+from .tasks.contract import Answer, InferRequest, TaskEngine
+from .telemetry.request_record import RequestRecord
+from .telemetry.telemetry import Telemetry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +21,7 @@ _MANAGEMENT_THREADS = 2
 
 
 class Service:
-    """The engine as the routes use it.
+    """The engine as the transports use it.
 
     Args:
         engine: Answers.
@@ -67,20 +64,18 @@ class Service:
         """Do what reads much of the engine, off the event loop."""
         return await _in_thread(self._readers, work, *args, **kwargs)
 
-    async def answer(self, request: Request, record: RequestRecord, asked: InferRequest) -> Answer:
-        """Ask the engine; a client that goes takes its request out of the queue.
+    async def answer(self, record: RequestRecord, asked: InferRequest) -> Answer:
+        """Ask the engine. To cancel this takes the request out of the queue.
 
         Args:
-            request: Its body has been read.
             record: Of the request.
             asked: What to ask.
 
         Raises:
-            ClientDisconnect: If the client went.
             ServingError: Of the engine.
         """
         submitted_ns = time.time_ns()
-        answer = await _or_gone(request, self.engine.submit(asked))
+        answer = await asyncio.wrap_future(self.engine.submit(asked))
         record.answered(answer, submitted_ns)
         return answer
 
@@ -88,28 +83,6 @@ class Service:
         """End the threads once what they do is done."""
         for pool in (self._decoders, self._managers, self._readers):
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-async def _or_gone(request: Request, future: Future[Answer]) -> Answer:
-    """The result of a future, which is cancelled if the client goes first."""
-    waiting = asyncio.wrap_future(future)
-    gone = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        raise ClientDisconnect
-    finally:
-        gone.cancel()
-        waiting.cancel()  # and with it the future, unless it is done
-        with suppress(asyncio.CancelledError):
-            await gone
-
-
-async def _disconnect(request: Request) -> None:
-    """Return once the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _in_thread(pool: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
