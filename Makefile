@@ -38,11 +38,11 @@ demo: install ## train, search, merge, prove and export three tasks; at most 4 m
 	rm -rf $(STORE)
 	@# A network this small trains faster on one thread than on two.
 	@set -e; export OMP_NUM_THREADS=1; for task in $(DEMO_TASKS); do \
-	  echo "==> python -m glora_deploy.training --task $$task --schedule short --compare-lora --store $(STORE)"; \
-	  $(BIN)/python -m glora_deploy.training --task $$task --schedule short --compare-lora --store $(STORE); \
+	  echo "==> glora train --task $$task --schedule short --compare-lora --store $(STORE)"; \
+	  $(BIN)/glora train --task $$task --schedule short --compare-lora --store $(STORE); \
 	done
-	$(BIN)/python -m glora_deploy.export $(DEMO_TASKS:%=--task %) --fmt merged --fmt onnx --store $(STORE)
-	$(BIN)/python -m glora_deploy.export $(DEMO_TASKS:%=--task %) --fmt onnx --precision fp16 --store $(STORE)
+	$(BIN)/glora export $(DEMO_TASKS:%=--task %) --fmt merged --fmt onnx --store $(STORE)
+	$(BIN)/glora export $(DEMO_TASKS:%=--task %) --fmt onnx --precision fp16 --store $(STORE)
 	$(BIN)/glora list --store $(STORE)
 	@echo "Everything lies in $(STORE)/TASK/VERSION: the delta and its manifest, and below exports/ what ships."
 

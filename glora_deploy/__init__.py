@@ -8,8 +8,10 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``store``            artifacts on disk; ``packs`` tasks in one file, to share them
 ``backbones``        the frozen networks, found, loaded and fingerprinted
 ``data``             images in, labelled splits and network inputs out
+``evaluation``       how good a version is on labelled images, and versions side by side
 ``parity``           do two stages compute the same; ``machine`` where that was measured
-``cli``              the program ``glora``; ``console``, ``quiet`` what every program shares
+``commands``         the program ``glora``, a file for each command; ``program``, ``options``,
+                     ``console``, ``plain_progress`` and ``quiet`` what every program shares
 ``interrupt``        Ctrl-C while a program is still loading
 ``errors``           what can go wrong in the world, as one tree
 ``precision``        fp32, fp16, bf16

@@ -13,7 +13,7 @@ def main() -> None:
 
 
 def _load() -> Callable[[], None]:
-    from .cli import main
+    from .commands.main import main
 
     return main
 

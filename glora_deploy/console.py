@@ -1,4 +1,4 @@
-"""What the command lines share: one-line errors, progress bars, tables. Results go to stdout.
+"""What the command lines share: one-line errors, progress, tables. Results go to stdout.
 
 Everything else goes to stderr, so that a pipe receives the result alone.
 """
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
+    Progress as RichProgress,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -26,6 +26,7 @@ from rich.table import Table
 
 from .errors import GloraDeployError
 from .interrupt import INTERRUPTED
+from .plain_progress import PlainProgress, Progress
 
 # What is printed holds names that people gave: "[red]" and ":fish:" in them mean themselves.
 stdout = Console(markup=False, emoji=False)
@@ -83,7 +84,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(filter(None, lines)) or type(error).__name__
 
 
-class _LazyProgress(Progress):
+class _LazyProgress(RichProgress):
     """Prints nothing, not even an empty line, before there is a first bar."""
 
     def __enter__(self) -> Self:
@@ -103,8 +104,11 @@ class _LazyProgress(Progress):
 def progress_bars(*, quiet: bool = False) -> Progress:
     """Bars on stderr: description, bar, count, time gone, time left, and the task's ``note``.
 
-    Every task is added with a ``note``: ``bars.add_task("training", total=9, note="")``.
+    Where stderr is no terminal, lines with the same every few seconds. Every task is added with a
+    ``note``: ``bars.add_task("training", total=9, note="")``.
     """
+    if not (quiet or stderr.is_terminal):
+        return PlainProgress(_say)
     return _LazyProgress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -119,7 +123,12 @@ def progress_bars(*, quiet: bool = False) -> Progress:
 
 
 def progress_line(*, quiet: bool = False) -> Progress:
-    """A line on stderr for work of unknown length: description, time gone and ``note``."""
+    """A line on stderr for work of unknown length: description, time gone and ``note``.
+
+    Where stderr is no terminal, a line for each ``note``.
+    """
+    if not (quiet or stderr.is_terminal):
+        return PlainProgress(_say)
     return _LazyProgress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -128,6 +137,10 @@ def progress_line(*, quiet: bool = False) -> Progress:
         console=stderr,
         disable=quiet,
     )
+
+
+def _say(line: str) -> None:
+    stderr.print(line, soft_wrap=True, highlight=False)
 
 
 def make_table(
@@ -147,7 +160,13 @@ def make_table(
         right: Headers of the columns to align right, which suits numbers.
         whole: Headers of the columns that never fold.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
         table.add_column(
             column,

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
@@ -20,20 +22,34 @@ def run_program(load: Callable[[], Callable[[], None]]) -> None:
 
     Args:
         load: Imports the program and returns it. While it does, an interrupt ends the process at
-            once: an exception in the middle of an import may be swallowed or reworded on its way.
+            once.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else someone wants it ignored, or otherwise handled
-        signal.signal(signal.SIGINT, _leave)
-    try:
+    with leaving_at_once():
         program = load()
-    finally:
-        signal.signal(signal.SIGINT, before)
     try:
         program()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let an interrupt in the block, of imports, end the process with its one line.
+
+    An exception in the middle of an import may be swallowed or reworded on its way.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    # Any other handler: someone wants it ignored, or otherwise handled.
+    if main and before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+    else:
+        yield
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

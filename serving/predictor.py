@@ -140,6 +140,13 @@ class Predictor:
         """What becomes of an image before the network sees it."""
         return self._model.preprocessing
 
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(n, n_classes)`` of preprocessed images ``(n, 3, h, w)``, both float32.
+
+        What ``glora_deploy.evaluation`` asks for.
+        """
+        return self._model.session.logits(images)
+
     def predict(self, image: ImageInput, *, top_k: int | None = 5) -> Prediction:
         """The most probable labels of one image.
 

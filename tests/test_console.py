@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as RichProgress
 
 from glora_deploy.console import (
     INTERRUPTED,
@@ -20,6 +20,7 @@ from glora_deploy.console import (
     wrong_usage_of,
 )
 from glora_deploy.errors import DataError, StoreError
+from glora_deploy.plain_progress import PlainProgress, Progress
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,15 @@ def test_progress_without_a_bar_prints_nothing_and_with_one_goes_to_stderr(
     assert "training" in captured.err
     assert "2/3" in captured.err
     assert "loss 0.5" in captured.err
+
+
+@pytest.mark.parametrize("display", [progress_bars, progress_line])
+def test_a_terminal_gets_bars_and_a_file_gets_lines(
+    display: Callable[..., Progress], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(display(), PlainProgress)
+    monkeypatch.setattr(type(stderr), "is_terminal", True)
+    assert isinstance(display(), RichProgress)
 
 
 def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

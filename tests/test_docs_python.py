@@ -1,4 +1,7 @@
-"""The code blocks of docs/python.md, run in their order, each in the names of those before it."""
+"""The code blocks of docs/python.md and docs/evaluate.md, run in their order.
+
+Each runs in the names of those before it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,18 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from glora_deploy.evaluation import labelled_images
+from glora_deploy.evaluation.predictions import Classifier
 from glora_deploy.export.onnx_model.write import describe
 from glora_deploy.store.manifest_fields import PreprocessingRecord
 from glora_deploy.training import pipeline
 from tasks import make_images, make_task, use_small_backbone
 
-PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "python.md").read_text("utf-8")
+EVALUATE_PAGE = (DOCS / "evaluate.md").read_text("utf-8")
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+BLOCKS = BLOCK.findall(PAGE)
 FASTAPI = [block for block in BLOCKS if "fastapi" in block]
 
 
@@ -26,7 +34,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("docs"))
-        patch.setattr(pipeline, "load_task", lambda spec, seed: make_task())
+        for module in (pipeline, labelled_images):
+            patch.setattr(module, "load_task", lambda spec, seed: make_task())
         use_small_backbone(patch)
         make_images(1, seed=5, size=40).image(0).save("seven.png")  # red
         for block in BLOCKS:
@@ -68,6 +77,29 @@ def test_the_lines_for_fastapi_answer_over_http(names: dict[str, Any]) -> None:
     refused = client.post("/predict", files={"image": b"no image"})
     assert refused.status_code == 422
     assert refused.json()["detail"].startswith("image: must be a whole JPEG, PNG, WEBP image")
+
+
+def test_every_block_of_the_page_on_evaluation_runs(names: dict[str, Any]) -> None:
+    names["train"]("digits", method="lora", epochs=1, lr=1e-5)  # v2, which can hardly answer
+    blocks = BLOCK.findall(EVALUATE_PAGE)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block, names)
+    assert names["by_delta"].network == "delta"
+    assert names["by_delta"].recorded_accuracy == names["metrics"].accuracy
+    assert (names["by_export"].network, names["by_export"].version) == ("onnx", "v1")
+    assert names["by_export"].metrics.accuracy == names["metrics"].accuracy
+    assert len(names["wrong"]) == len(make_task().test) - names["metrics"].n_correct
+    assert names["outside"].metrics.n_images == sum(len(x) for _, x in make_task().splits())
+    assert names["second"].against_first.n_images == len(make_task().test)
+
+
+def test_the_objects_that_the_page_on_evaluation_asks_for_are_described(
+    names: dict[str, Any],
+) -> None:
+    asked = {name for name in dir(Classifier) if not name.startswith("_")}
+    assert all(f"`{name}`" in EVALUATE_PAGE for name in asked)
+    assert all(hasattr(names["predictor"], name) for name in asked)
 
 
 def test_what_a_model_says_of_itself_is_documented(names: dict[str, Any]) -> None:

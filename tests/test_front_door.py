@@ -39,7 +39,13 @@ def test_a_misspelt_name_is_no_attribute() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["glora_deploy", "glora_deploy.training", "glora_deploy.export", "glora_deploy.serving"],
+    [
+        "glora_deploy",
+        "glora_deploy.evaluation",
+        "glora_deploy.export",
+        "glora_deploy.serving",
+        "glora_deploy.training",
+    ],
 )
 def test_importing_a_package_brings_nothing_heavy(package: str) -> None:
     assert modules_after(f"import {package}") & HEAVY == set()
@@ -53,6 +59,10 @@ def test_the_version_brings_nothing_heavy() -> None:
     ("line", "absent"),
     [
         ("from glora_deploy.training import train", {"torch", "timm"}),
+        (
+            "from glora_deploy.evaluation import compare, evaluate",
+            {"torch", "timm", "onnx", "onnxruntime"},
+        ),
         ("from glora_deploy.export import export", {"torch", "timm", "onnx"}),
         ("from glora_deploy.serving import Predictor", {"torch", "timm", "onnx", "onnxruntime"}),
     ],
@@ -63,7 +73,7 @@ def test_importing_a_function_brings_nothing_that_only_its_call_needs(
     assert modules_after(line) & absent == set()
 
 
-@pytest.mark.parametrize("side", ["training", "export", "serving"])
+@pytest.mark.parametrize("side", ["evaluation", "training", "export", "serving"])
 def test_what_a_side_exports_is_there_under_its_name(side: str) -> None:
     package = import_module(f"glora_deploy.{side}")
     for name in package.__all__:

@@ -19,12 +19,14 @@ PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 CORE = "glora_deploy"
 SIDES = {package.removeprefix(f"{CORE}.") for package in FOLDERS if package.count(".") == 1}
-FRONT_DOOR = f"{CORE}.cli"
-"""The one module of the core that may import the sides, though not before a command is called."""
+FRONT_DOOR = f"{CORE}.commands"
+"""The one package of the core that may import the sides, though not before a command is called."""
 
 TORCH_FREE = (
     "data.preprocess",
     "errors",
+    "evaluation.compare_versions",
+    "evaluation.evaluate_version",
     "glora.forms",
     "merge.cpu",
     "merge.cpu_kernel",
@@ -90,7 +92,8 @@ def must_not(module: str, found: Imported) -> bool:
     if is_below(found.name, FRONT_DOOR) and not is_below(module, FRONT_DOOR):
         return module != f"{CORE}.__main__"
     if home is None:
-        return side is not None and not (is_below(module, FRONT_DOOR) and found.lazy)
+        late = found.lazy or found.typing_only
+        return side is not None and not (is_below(module, FRONT_DOOR) and late)
     if found.relative:
         return side != home  # the core by its absolute name: a side's folder may lie elsewhere
     return side not in (None, home)
@@ -187,12 +190,13 @@ def test_every_file_belongs_to_a_package_that_is_installed() -> None:
         ("fingerprint", "lambda: __import__('glora_deploy.training')"),
         ("fingerprint", "runpy.run_module('glora_deploy.export', run_name='__main__')"),
         ("fingerprint", "pkgutil.resolve_name('glora_deploy.export.cli.commands:main')"),
-        ("fingerprint", "def f():\n    from .cli import main"),
+        ("fingerprint", "def f():\n    from .commands.main import main"),
         ("store.audit", "from ..training.config import RunConfig"),
         ("store.audit", "from ... import glora_deploy"),
-        ("cli", "from glora_deploy.export import cli"),
+        ("commands.use", "from glora_deploy.export import cli"),
+        ("program", "from .commands.table import COMMANDS"),
         ("training.config", "from glora_deploy.export.cli.commands import main"),
-        ("training.config", "from glora_deploy import cli"),
+        ("training.config", "from glora_deploy import commands"),
         ("training.config", "from ..export import cli"),
         ("training.config", "from ..paths import Path"),
         ("training.config", "from training.search import evolve"),
@@ -215,10 +219,10 @@ def test_a_planted_import_of_another_side_is_caught(module: str, planted: str) -
         ("fingerprint", "import_module(name); find_spec('training')"),
         ("store.audit", "from ..errors import StoreError\nfrom . import read"),
         (
-            "cli",
-            "def f():\n    from glora_deploy.export.cli import main\n    from .training import cli",
+            "commands.use",
+            "def f():\n    from glora_deploy.export.cli import x\n    from ..training import cli",
         ),
-        ("__main__", "from .cli import main"),
+        ("__main__", "from .commands.main import main"),
         ("training.config", "from .search import evolve\nfrom . import search"),
         (
             "training.config",
@@ -280,14 +284,14 @@ def test_an_optional_package_is_imported_in_one_module_of_a_side(
     assert len({home.partition("/")[0] for home in homes}) == len(homes)
 
 
-def test_tensorrt_is_loaded_by_name_in_one_module_only() -> None:
+def test_only_tensorrt_and_the_commands_of_a_table_are_loaded_by_name() -> None:
     loaders = {
         path.name
         for module, path in files()
         for found in imports_of(module, path)
         if not found.name
     }
-    assert loaders == {"library.py"}
+    assert loaders == {"library.py", "program.py"}
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -14,7 +14,7 @@ import pytest
 import typer
 import typer.main
 
-import glora_deploy.cli
+import glora_deploy.commands.main
 import glora_deploy.export.cli.commands
 import glora_deploy.training.cli
 from tracked_files import ROOT, tracked_files
@@ -28,7 +28,7 @@ PAGES = [
     *sorted((ROOT / ".github").rglob("*.yml")),
 ]
 PROGRAMS = {
-    "glora": glora_deploy.cli.app,
+    "glora": glora_deploy.commands.main.app,
     "glora-export": glora_deploy.export.cli.commands.app,
     "glora-train": glora_deploy.training.cli.app,
     "python -m glora_deploy.export": glora_deploy.export.cli.commands.app,
@@ -130,6 +130,16 @@ def lines_of_pages(find: Any) -> list[Any]:
     ]
 
 
+@pytest.fixture
+def _trained_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings that a page may take to be there."""
+    folder = tmp_path / "artifacts/digits/v1"
+    folder.mkdir(parents=True)
+    (folder / "run.toml").write_text('task = "digits"\n')
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_trained_digits")
 @pytest.mark.parametrize("line", lines_of_pages(shell_lines))
 def test_every_command_of_a_console_block_parses(line: str) -> None:
     try:
@@ -138,6 +148,7 @@ def test_every_command_of_a_console_block_parses(line: str) -> None:
         pytest.fail(error.format_message())
 
 
+@pytest.mark.usefixtures("_trained_digits")
 @pytest.mark.parametrize("line", lines_of_pages(named_commands))
 def test_every_command_in_a_sentence_parses(line: str) -> None:
     try:
@@ -151,8 +162,16 @@ def test_every_command_in_a_sentence_parses(line: str) -> None:
 
 def options_of(command: Any) -> set[str]:
     """Every option of the command and of what is below it."""
-    own = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-    return own.union(*(options_of(sub) for sub in getattr(command, "commands", {}).values()))
+    own = {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help"}
+    if not hasattr(command, "commands"):
+        return own
+    with command.make_context(command.name, [], resilient_parsing=True) as context:
+        below = [command.resolve_command(context, [name])[1] for name in command.commands]
+    return own.union(*map(options_of, below))
 
 
 def named_options(text: str) -> set[str]:
@@ -197,9 +216,10 @@ def test_a_program_that_does_not_exist_is_found(line: str) -> None:
         parsed(line)
 
 
-def test_the_readme_shows_all_three_programs() -> None:
-    shown = {program_of(line) for line in shell_lines(README.read_text("utf-8"))}
-    assert {"glora", "python -m glora_deploy.export", "python -m glora_deploy.training"} <= shown
+def test_the_readme_shows_the_way_from_images_to_answers() -> None:
+    shown = [line.split()[:2] for line in shell_lines(README.read_text("utf-8"))]
+    for command in ("train", "export", "predict", "pull", "list"):
+        assert ["glora", command] in shown
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@
 ``search``             the best subnet of a supernet; ``evaluate`` tells how good one is
 ``pixels``, ``device`` the images as tensors, and where they are computed with
 ``run_folder``         what an unfinished run keeps; ``run_lock``, ``checkpoint`` its parts
-``record``             what the store keeps of a training
+``record``             what the store keeps of a training; ``run_settings`` what repeats it,
+                       which ``config_file`` reads again
 ``demo_backbone``      how the packaged backbone was made
 =====================  ==========================================================================
 

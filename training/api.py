@@ -43,6 +43,7 @@ def train(
     input_size: int | HeightWidth | str | None = None,
     store: Path | str = "artifacts",
     version: str | None = None,
+    make_current: bool = True,
     method: Method = "glora",
     schedule: Schedule = "short",
     epochs: int | None = None,
@@ -65,7 +66,7 @@ def train(
     report: OnProgress = lambda stage, done, total, note: None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> list[Outcome]:
-    """Train a task on a frozen backbone and store its delta, as ``glora-train`` does.
+    """Train a task on a frozen backbone and store its delta, as ``glora train`` does.
 
     Nothing is printed. An interrupted run that was asked for the same is gone on with.
 
@@ -84,6 +85,7 @@ def train(
         input_size: Side in pixels, or height and width; the backbone's own by default.
         store: Folder of the store; made if missing.
         version: Name of the new version; v1, v2, ... by default.
+        make_current: Whether the new version answers from now on.
         method: ``glora``: supernet and search; ``lora``: one fixed subnet.
         schedule: ``short`` is for minutes on a CPU, ``paper`` the published recipe.
         epochs: The schedule's by default.
@@ -107,7 +109,7 @@ def train(
         tell: Called with a line that the user should know, about the request or the data.
 
     Returns:
-        The stored deltas: the one asked for, which is now current, then LoRA's if compared.
+        The stored deltas: the one asked for, then LoRA's, which is never current, if compared.
 
     Raises:
         SettingError: If a setting cannot be meant, or would have no effect; a ``ValueError`` that
@@ -157,6 +159,7 @@ def train(
         seed=seed,
         device=device,
         version=version,
+        make_current=make_current,
         compare_lora=compare_lora,
         retrain=retrain,
         resume=resume,

@@ -1,4 +1,4 @@
-"""``glora-train``: train a task and store its delta."""
+"""``glora train``: train a task and store its delta."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
 from glora_deploy.console import (
     make_table,
@@ -15,36 +15,29 @@ from glora_deploy.console import (
     stderr,
     stdout,
 )
+from glora_deploy.options import CurrentOption, QuietOption, StoreOption
+from glora_deploy.plain_progress import Progress
+from glora_deploy.program import app_of, examples
+from glora_deploy.store.default_place import DEFAULT_STORE
 
-from . import api
 from .config import DeviceName, Method, Schedule
+from .config_file import take_config
 from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
 
 if TYPE_CHECKING:  # it brings torch, which --help and wrong usage do without
     from .pipeline import Outcome
 
-EXAMPLES = """
-[bold]Examples[/bold]
 
-glora-train --task digits
-
-glora-train --task digits --compare-lora --max-parameters 50k
-
-glora-train --task pets --data folder:photos/pets --backbone vit_small_patch16_224
-
-glora-train --task birds --data folder:birds --split train=train,val=0.2,test=val \\
-    --backbone vit_small_patch16_224
-
-glora-train --task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M \\
-    --backbone vit_base_patch16_224.orig_in21k
-
-The same command again goes on with a run that was interrupted.
-"""
-
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-
-@app.command(epilog=EXAMPLES)
+@examples(
+    "--task digits",
+    "--task digits --compare-lora --max-parameters 50k",
+    "--config artifacts/digits/v1/run.toml --seed 1 --no-current",
+    "--task pets --data folder:photos/pets --backbone vit_small_patch16_224",
+    "--task birds --data folder:birds --split train=train,val=0.2,test=val "
+    "--backbone vit_small_patch16_224",
+    "--task svhn --data vtab:vtab-1k/svhn --schedule paper --max-parameters 1M "
+    "--backbone vit_base_patch16_224.orig_in21k",
+)
 def train(
     task: Annotated[str, typer.Option(help="Name under which the store keeps the task.")],
     data: Annotated[
@@ -98,9 +91,22 @@ def train(
             help="Side of the input in pixels, or HEIGHTxWIDTH; the backbone's by default.",
         ),
     ] = None,
-    store: Annotated[Path, typer.Option(help="Folder of the artifact store.")] = Path("artifacts"),
+    store: StoreOption = DEFAULT_STORE,
     version: Annotated[
         str | None, typer.Option(help="Name of the new version; v1, v2, ... by default.")
+    ] = None,
+    make_current: CurrentOption = True,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            dir_okay=False,
+            is_eager=True,
+            expose_value=False,
+            callback=take_config,
+            help="TOML file of options by their names, for what the command line leaves out. Each "
+            "version has one beside it, STORE/TASK/VERSION/run.toml, that repeats it.",
+        ),
     ] = None,
     method: Annotated[
         Method,
@@ -180,13 +186,16 @@ def train(
         bool,
         typer.Option("--restart", help="Discard an interrupted run of this task, and start anew."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train a task on a frozen backbone and store its delta.
 
     A GLoRA supernet is trained on the training split, searched for its best subnet on the
-    validation split, and the subnet is tested once on the test split.
+    validation split, and the subnet is tested once on the test split. The same command again goes
+    on with a run that was interrupted.
     """
+    from . import api  # it reads the built-in tasks, and so brings Pillow
+
     with (
         one_line_errors("interrupted; the same command goes on where it stopped"),
         wrong_settings(),
@@ -204,6 +213,7 @@ def train(
             input_size=input_size,
             store=store,
             version=version,
+            make_current=make_current,
             method=method,
             schedule=schedule,
             epochs=epochs,
@@ -226,20 +236,21 @@ def train(
             report=_Bars(bars),
             tell=_tell,
         )
-    _print(outcomes, store)
+    _print(outcomes, store, make_current=make_current)
 
 
 class _Bars:
-    """One progress bar per stage, made when the stage is first heard of."""
+    """Progress stage by stage; one begins where it is first heard of, be that half way."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._stages: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        if stage not in self._stages:
-            self._stages[stage] = self._bars.add_task(stage, total=total, note="")
-        self._bars.update(self._stages[stage], completed=done, note=note)
+        if stage in self._stages:
+            self._bars.update(self._stages[stage], completed=done, note=note)
+        else:
+            self._stages[stage] = self._bars.add_task(stage, total=total, completed=done, note=note)
 
 
 def _tell(line: str) -> None:
@@ -247,11 +258,12 @@ def _tell(line: str) -> None:
     stderr.print(line, highlight=False, soft_wrap=True)
 
 
-def _print(outcomes: list[Outcome], store: Path) -> None:
+def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
     rows = [
         (
             f"{o.artifact.task}/{o.artifact.version}",
             o.method,
+            "" if o.search_accuracy is None else f"{o.search_accuracy:.1%}",
             f"{o.val_accuracy:.1%}",
             f"{o.test_accuracy:.1%}",
             f"{o.n_parameters:,}",
@@ -260,11 +272,35 @@ def _print(outcomes: list[Outcome], store: Path) -> None:
         )
         for o in outcomes
     ]
-    numbers = ("val", "test", "parameters", "train s", "search s")
+    numbers = ("search val", "val", "test", "parameters", "train s", "search s")
     columns = ("artifact", "method", *numbers)
-    stdout.print(make_table(f"stored in {store}", columns, rows, right=numbers))
+    title = f"stored in {store}"
+    if any(o.search_accuracy is not None for o in outcomes):
+        title += (
+            "\nsearch val: the chosen subnet with the supernet's weights; val, test: what is stored"
+        )
+    stdout.print(make_table(title, columns, rows, right=numbers, whole=("artifact", "parameters")))
+    if not make_current:
+        from glora_deploy.store.audit import store_option
+
+        first = outcomes[0].artifact
+        stdout.print(
+            f"not current; to let it answer: glora use {first.task} {first.version}"
+            f"{store_option(store)}",
+            soft_wrap=True,
+        )
+    for o in outcomes:
+        if o.as_searched:
+            stdout.print(
+                f"{o.artifact.task}/{o.artifact.version}: the epochs after the search made it no "
+                "better, so the weights are those it was chosen with",
+                soft_wrap=True,
+            )
+
+
+app = app_of(train)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Entry point of ``glora-train``."""
     app()

@@ -324,6 +324,8 @@ class RunConfig:
     """``auto``, ``cpu`` or ``cuda``."""
     version: str | None = None
     """Slug of the new version; None for the next number."""
+    make_current: bool = True
+    """Whether the new version answers from now on."""
     compare_lora: bool = False
     """Also train plain LoRA for the same wall time and store it beside."""
     retrain: bool = False

@@ -15,6 +15,7 @@ from glora_deploy.backbones.load import Backbone
 from glora_deploy.data.load import TaskData
 from glora_deploy.glora.forms import Form, LayerForms, Subnet
 
+from .checkpoint import Checkpoint
 from .config import Method, RunConfig, SearchConfig, TrainConfig
 from .evaluate import MergedNetwork
 from .pixels import Pixels
@@ -69,6 +70,9 @@ class Trained:
     """Seconds of search."""
     search: SearchResult | None
     """What the search found; None where there was none."""
+    as_searched: bool = False
+    """Whether the weights are those of the supernet at the end of the search, since the epochs
+    after it had made the subnet no better on the validation split."""
 
 
 def untrained(config: RunConfig, backbone: Backbone, n_classes: int) -> list[Trained]:
@@ -96,7 +100,8 @@ def untrained(config: RunConfig, backbone: Backbone, n_classes: int) -> list[Tra
 def train_glora(job: Job) -> Trained:
     """Train a supernet on the training split, search it on the validation split.
 
-    Where the schedule leaves epochs after the search, they train the chosen subnet alone. With
+    Where the schedule leaves epochs after the search, they train the chosen subnet alone; of its
+    weights before and after them those are kept that do better on the validation split. With
     ``retrain`` all of the training is done once more on both splits together, with the chosen
     subnet given; the validation accuracy then stays that of the first training.
 
@@ -116,8 +121,13 @@ def train_glora(job: Job) -> Trained:
     search_s = memory.seconds
     memory.write()  # the scores are those of weights that are about to change
     subnet = result.best.subnet
+    searched = None if config.retrain else _searched_weights(job, supernet)
     trainer.train(draw_always(subnet))
     val_accuracy, train_s = merged.accuracy(subnet, job.val), trainer.seconds
+    as_searched = searched is not None and result.best.fitness > val_accuracy
+    if searched is not None and as_searched:
+        searched.restore(supernet.trainable(), _no_moments(supernet))
+        val_accuracy = result.best.fitness
     if config.retrain:
         both = Pixels(job.data.train_val, job.backbone.preprocessing, job.device)
         supernet, trainer = _prepare(job, "retraining", both)
@@ -127,8 +137,35 @@ def train_glora(job: Job) -> Trained:
         merged = _merged(job, supernet)
     network = merged.become(subnet)
     return Trained(
-        "glora", config.train, supernet, subnet, network, val_accuracy, train_s, search_s, result
+        "glora",
+        config.train,
+        supernet,
+        subnet,
+        network,
+        val_accuracy,
+        train_s,
+        search_s,
+        result,
+        as_searched,
     )
+
+
+def _searched_weights(job: Job, supernet: Supernet) -> Checkpoint | None:
+    """The supernet's weights at the end of the search, kept; None if no epoch follows it."""
+    train = job.config.train
+    kept = job.folder.checkpoint("searched")
+    if train.supernet_epochs == train.epochs:
+        return None
+    if not kept.path.exists():
+        if job.folder.checkpoint("training").epoch > train.supernet_epochs:
+            return None  # an earlier release was interrupted here, and kept none
+        # It counts no epoch: those are in the checkpoint of the training.
+        kept.write(supernet.trainable(), _no_moments(supernet), epoch=0, seconds=0.0)
+    return kept
+
+
+def _no_moments(supernet: Supernet) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(supernet.trainable().values())
 
 
 def _prepare(job: Job, stage: str, images: Pixels) -> tuple[Supernet, Trainer]:

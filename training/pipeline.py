@@ -19,7 +19,9 @@ from glora_deploy.data.check import CheckedData, check_data
 from glora_deploy.data.load import ImageSet, TaskData, load_task
 from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
 from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.companions import RUN_SETTINGS
 from glora_deploy.store.manifest import ManifestDraft
+from glora_deploy.store.run_settings import write_settings
 from glora_deploy.store.store import ArtifactStore
 
 from .config import RunConfig, SettingError, TrainConfig, blamed_on
@@ -29,6 +31,7 @@ from .methods import Job, OnProgress, Trained, train_glora, train_lora, untraine
 from .pixels import Pixels
 from .record import draft_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable, require_writable
+from .run_settings import settings_of
 from .supernet import require_layers
 
 COSTLY_RATIO = 4
@@ -51,6 +54,11 @@ class Outcome:
     """Seconds of training."""
     search_s: float
     """Seconds of search."""
+    search_accuracy: float | None = None
+    """Top-1 on the validation split of the chosen subnet with the supernet's weights, 0 to 1, by
+    which the search chose it; None where nothing was searched."""
+    as_searched: bool = False
+    """Whether these are the weights that were stored, as the last epochs made it no better."""
 
 
 def run(
@@ -75,7 +83,7 @@ def run(
             and what is odd about it.
 
     Returns:
-        The stored deltas: the one asked for, which is now current, then LoRA's if compared.
+        The stored deltas: the one asked for, then LoRA's, which is never current, if compared.
 
     Raises:
         SettingError: If a setting cannot be meant; names it.
@@ -210,7 +218,7 @@ def _require_new_version(config: RunConfig, root: Path) -> None:
 def _request(config: RunConfig) -> dict[str, Any]:
     """What an interrupted run and its continuation must be asked alike to give the same bits."""
     asked = asdict(config)
-    for free in ("task", "resume", "restart", "version", "weights", "device"):
+    for free in ("task", "resume", "restart", "version", "make_current", "weights", "device"):
         del asked[free]
     for seen_in_splits in ("skip_unreadable", "allow_duplicates", "allow_empty_classes"):
         del asked[seen_in_splits]
@@ -316,8 +324,14 @@ def _put(
         tensors_of(trained),
         draft,
         version=job.config.version if first else None,
-        make_current=first,
+        make_current=first and job.config.make_current,
+        companions=_companions(job, trained),
     )
+
+
+def _companions(job: Job, trained: Trained) -> dict[str, bytes]:
+    """The files that lie beside a version."""
+    return {RUN_SETTINGS: write_settings(settings_of(trained, job.config))}
 
 
 def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outcome:
@@ -329,4 +343,6 @@ def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outc
         test_accuracy,
         trained.train_s,
         trained.search_s,
+        trained.search.best.fitness if trained.search else None,
+        trained.as_searched,
     )

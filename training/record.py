@@ -21,11 +21,14 @@ from glora_deploy.data.load import TaskData
 from glora_deploy.errors import DataError
 from glora_deploy.glora.supernet_layers import extract_supports
 from glora_deploy.store.artifact import read_artifact, write_artifact
+from glora_deploy.store.companions import RUN_SETTINGS, require_companions
 from glora_deploy.store.manifest import LayerRecord, ManifestDraft, TrainingRecord, first_problem
+from glora_deploy.store.run_settings import write_settings
 from glora_deploy.strict_record import short
 
 from .config import RunConfig, SettingError
 from .methods import Trained
+from .run_settings import settings_of
 
 
 def tensors_of(trained: Trained) -> dict[str, NDArray[np.float32]]:
@@ -95,6 +98,8 @@ def require_storable(
 ) -> None:
     """Check every rule of the format now, by writing the untrained delta to a temporary folder.
 
+    What lies beside a version must be within its limits, too.
+
     Raises:
         DataError: If a class has a name that a manifest cannot hold.
         SettingError: If the data spec is one.
@@ -110,6 +115,7 @@ def require_storable(
             f"{data.spec}: names of classes and images must be UTF-8, got "
             f"{short(error.object.strip())}. Rename it."
         ) from error
+    require_companions({RUN_SETTINGS: write_settings(settings_of(untrained, config))})
     with TemporaryDirectory(prefix="glora-") as name:
         folder = Path(name)
         write_artifact(
@@ -157,6 +163,7 @@ def _settings(
         settings["search"] = asdict(config.search)
         settings["search_seconds"] = trained.search_s
         settings["search_accuracy"] = trained.search.best.fitness
+        settings["weights"] = "as searched" if trained.as_searched else "last epoch"
         settings["n_evaluated"] = trained.search.n_evaluated
         settings["retrain"] = config.retrain
     if skipped:

@@ -1,4 +1,4 @@
-"""The program ``python -m glora_deploy.export``: its options, and what they ask for."""
+"""``glora export``, a program of its own too: its options, and what they ask for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Annotated, Literal, cast
 import typer
 
 from glora_deploy.console import wrong_usage_of
+from glora_deploy.options import QuietOption, StoreOption, VersionOption, complete_task, named
 from glora_deploy.parity import limits_with
 from glora_deploy.precision import Precision
+from glora_deploy.program import HELP_OPTIONS, Command, Program, examples
+from glora_deploy.store.default_place import DEFAULT_STORE
 
 from ..int8.saturation import Target
 from ..tensorrt_plan.plan_json import Backend, HardwareCompatibility, PlanConfig
@@ -22,11 +25,8 @@ from .options import (
     CheckpointOption,
     ImagesOption,
     MaxErrorOption,
-    QuietOption,
     RevisionOption,
-    StoreOption,
     TokenOption,
-    VersionOption,
 )
 from .progress import steps
 from .proof import Proof, print_proof
@@ -35,13 +35,15 @@ from .run_export import ExportRequest, PushRequest, Wanted, run_export
 from .usage import require_export, require_none_given, require_triton
 
 app = typer.Typer(
+    cls=Program,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
 )
-app.command("pull")(pull)
-app.command("import")(import_adapter)
+app.command("pull", cls=Command)(pull)
+app.command("import", cls=Command)(import_adapter)
 
 
 class _Fmt(Enum):
@@ -56,40 +58,35 @@ class _Fmt(Enum):
 
 INT8, TRT, TRITON, HUB = "int8", "TensorRT", "Triton", "Hugging Face Hub"
 
-EPILOG = """
-**Examples**
 
-`python -m glora_deploy.export --task digits --fmt onnx` merge, prove, write model.onnx
-
-`python -m glora_deploy.export --task digits --fmt onnx --precision fp16 --single-file`
-
-`python -m glora_deploy.export --task digits --quantize int8 --keep-float 'blocks.*.mlp.fc2'`
-
-`python -m glora_deploy.export --task svhn --fmt trt --precision fp16 --batch 1,8,64`
-
-`python -m glora_deploy.export --task svhn --task dtd --fmt triton --out model_repository`
-
-`python -m glora_deploy.export --task svhn --fmt onnx --push user/vit-svhn --private`
-
-`python -m glora_deploy.export verify --task digits` measure an existing export again
-
-`python -m glora_deploy.export pull user/vit-svhn` bring a delta into the store
-"""
-
-
-@app.callback(invoke_without_command=True, epilog=EPILOG)
+@app.callback(invoke_without_command=True)
+@examples(
+    "--task digits --fmt onnx  # merge, prove, write model.onnx",
+    "--task digits --fmt onnx --precision fp16 --single-file",
+    "--task digits --quantize int8 --keep-float 'blocks.*.mlp.fc2'",
+    "--task svhn --fmt trt --precision fp16 --batch 1,8,64",
+    "--task svhn --task dtd --fmt triton --out model_repository",
+    "--task svhn --fmt onnx --push user/vit-svhn --private",
+    "verify --task digits  # measure an existing export again",
+    "pull user/vit-svhn  # bring a delta into the store",
+)
 def export_command(
     context: typer.Context,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="Task to export; may be given several times.", show_default=False),
+        typer.Option(
+            help="Task to export; may be given several times.",
+            show_default=False,
+            autocompletion=complete_task,
+            callback=named("task"),
+        ),
     ] = None,
     fmt: Annotated[
         list[_Fmt] | None,
         typer.Option(help="What to write; may be given several times.", show_default="merged"),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Of every weight in the export.")] = "fp32",
-    store: StoreOption = Path("artifacts"),
+    store: StoreOption = DEFAULT_STORE,
     version: VersionOption = None,
     out: Annotated[
         Path | None,
@@ -261,13 +258,19 @@ def export_command(
     run_export(request)
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
+@examples("--task digits", "--task digits --precision fp16")
 def verify_command(
     task: Annotated[
-        list[str], typer.Option(help="Task whose export to measure; may be given several times.")
+        list[str],
+        typer.Option(
+            help="Task whose export to measure; may be given several times.",
+            autocompletion=complete_task,
+            callback=named("task"),
+        ),
     ],
     precision: Annotated[Precision, typer.Option(help="Which export of it.")] = "fp32",
-    store: StoreOption = Path("artifacts"),
+    store: StoreOption = DEFAULT_STORE,
     version: VersionOption = None,
     images: ImagesOption = 32,
     max_error: MaxErrorOption = None,
@@ -308,4 +311,4 @@ def _batch(text: str) -> tuple[int, int, int]:
 
 def main() -> None:
     """Entry point of ``glora-export``."""
-    app(prog_name="glora-export")
+    app()

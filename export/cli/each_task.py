@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from glora_deploy.console import one_line_errors
+from glora_deploy.console import one_line_errors, wrong_usage_of
 from glora_deploy.interrupt import INTERRUPTED
 from glora_deploy.quiet import only_errors
 from glora_deploy.store.artifact import Artifact
@@ -48,8 +48,16 @@ def open_task(
     store = ArtifactStore.open(root)
     artifact = store.get(task, version)
     if backbone or checkpoint:
+        from glora_deploy.backbones.load import outline, require_recordable
+
         from ..stored_backbone import provide_named_backbone
 
+        if backbone:
+            with wrong_usage_of("--backbone"):
+                outline(backbone)
+        if checkpoint:
+            with wrong_usage_of("--checkpoint"):
+                require_recordable(checkpoint)
         with only_errors(quiet):
             provide_named_backbone(store, artifact.manifest, backbone, checkpoint)
     return store, artifact

@@ -11,11 +11,13 @@ import typer
 from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
 from glora_deploy.data.text_file import read_names
-from glora_deploy.store.reader import require_slug
+from glora_deploy.options import CurrentOption, QuietOption, StoreOption, named
+from glora_deploy.program import examples
+from glora_deploy.store.default_place import DEFAULT_STORE
 from glora_deploy.store.store import ArtifactStore
 
 from .each_task import UNCHANGED
-from .options import CheckpointOption, QuietOption, RevisionOption, StoreOption, TokenOption
+from .options import CheckpointOption, RevisionOption, TokenOption
 from .progress import steps
 
 if TYPE_CHECKING:  # they bring torch
@@ -26,12 +28,16 @@ if TYPE_CHECKING:  # they bring torch
     from ..importers.peft import Adapter
 
 
+@examples(
+    "adapters/peft-svhn --task svhn",
+    "glora.pt --task svhn --subnet subnet.json --labels labels.txt",
+)
 def import_adapter(
     source: Annotated[
         str,
         typer.Argument(help="PEFT folder or user/name on the Hub, or a .pt of the GLoRA authors."),
     ],
-    task: Annotated[str, typer.Option(help="Task to store it as.")],
+    task: Annotated[str, typer.Option(help="Task to store it as.", callback=named("task"))],
     backbone: Annotated[
         str, typer.Option(help="timm name of the backbone it was trained on.")
     ] = "vit_base_patch16_224",
@@ -43,7 +49,7 @@ def import_adapter(
             help="Side of the input in pixels, or HEIGHTxWIDTH, if not the model's own.",
         ),
     ] = None,
-    store: StoreOption = Path("artifacts"),
+    store: StoreOption = DEFAULT_STORE,
     subnet: Annotated[
         Path | None, typer.Option(help="With a .pt: file that says which subnet to take.")
     ] = None,
@@ -53,6 +59,7 @@ def import_adapter(
     labels: Annotated[
         Path | None, typer.Option(help="Text file with one class name a line, in order.")
     ] = None,
+    make_current: CurrentOption = True,
     revision: RevisionOption = None,
     token: TokenOption = None,
     quiet: QuietOption = False,
@@ -66,11 +73,18 @@ def import_adapter(
         with wrong_usage_of("--input-size"):
             size = parse_size(input_size) if input_size else None
         _require_subnet(source, subnet)
-        require_slug("task", task)
-        from glora_deploy.backbones.load import load_backbone
+        from glora_deploy.backbones.load import load_backbone, outline, require_recordable
 
         from ..importers.assemble import store_import
 
+        with wrong_usage_of("--backbone"):
+            outline(backbone)
+        if size is not None:
+            with wrong_usage_of("--input-size"):
+                outline(backbone, input_size=size)
+        if checkpoint is not None:
+            with wrong_usage_of("--checkpoint"):
+                require_recordable(checkpoint)
         with steps(task, quiet) as on_step:
             # Fetching a backbone takes long: what can be wrong without one is found before.
             on_step("reading the adapter")
@@ -80,7 +94,12 @@ def import_adapter(
             loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=size)
             imported = _on_backbone(found, loaded)
             artifact = store_import(
-                ArtifactStore.create(store), loaded, imported, task=task, labels=names
+                ArtifactStore.create(store),
+                loaded,
+                imported,
+                task=task,
+                labels=names,
+                make_current=make_current,
             )
         for note in imported.notes:
             stdout.print(note, soft_wrap=True)

@@ -9,11 +9,6 @@ import typer
 
 from glora_deploy.parity import DEFAULT_LIMITS
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the artifact store.")]
-VersionOption = Annotated[
-    str | None,
-    typer.Option("--version", help="Version of the task; the current one by default."),
-]
 ImagesOption = Annotated[
     int, typer.Option("--images", min=1, help="Test images that the parity check looks at.")
 ]
@@ -38,9 +33,6 @@ CheckpointOption = Annotated[
         "--checkpoint",
         help="Local weights of that backbone (.safetensors, .npz, .pth, or FILE#PART of one).",
     ),
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors only.")
 ]
 TokenOption = Annotated[
     str | None,

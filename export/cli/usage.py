@@ -80,7 +80,7 @@ def require_export(
             param_hint="--quantize",
         )
     if push is not None:
-        _require_push(tasks, push)
+        _require_push(tasks, push, context.params.get("revision"))
     _require_effect(context, {*wanted, "push"} if push else {*wanted})
 
 
@@ -122,13 +122,16 @@ def _require_effect(context: typer.Context, wanted: set[str]) -> None:
             raise typer.BadParameter(f"has no effect without {fix}", param_hint=given)
 
 
-def _require_push(tasks: Collection[str], push: str) -> None:
+def _require_push(tasks: Collection[str], push: str, revision: str | None) -> None:
     if len(tasks) > 1:
         raise typer.BadParameter("takes one --task at a time", param_hint="--push")
-    from ..hub.client import require_model_repo  # brings the Hub's client
+    from ..hub.client import require_branch, require_model_repo  # they bring the Hub's client
 
     with wrong_usage_of("--push"):
         require_model_repo(push)
+    if revision is not None:
+        with wrong_usage_of("--revision"):
+            require_branch(push, revision)
 
 
 def require_none_given(context: typer.Context, command: str) -> None:

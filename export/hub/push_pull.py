@@ -141,13 +141,14 @@ def pull(
     *,
     revision: str | None = None,
     task: str | None = None,
+    make_current: bool = True,
     checkpoint: Path | str | None = None,
     token: str | None = None,
     endpoint: str | None = None,
     delays_s: Sequence[float] = (1.0,),
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
-    """Bring a pushed delta into the store as a new version of its task, and make it current.
+    """Bring a pushed delta into the store as a new version of its task.
 
     Only the delta is fetched; its backbone comes from the store, this package, timm, or a local
     file. ``on_step`` is told the commit. The Hub is asked which one a branch stands for; the local
@@ -159,6 +160,7 @@ def pull(
         repo: ``user/name``.
         revision: Branch, tag or commit; the default branch if None.
         task: Name in this store; the one it was pushed under by default.
+        make_current: Whether it answers from now on.
         checkpoint: Local weights of the backbone, where neither store nor source has them.
         token: Access token; the one that is logged in by default.
         endpoint: Address of the Hub; ``HF_ENDPOINT`` by default.
@@ -187,7 +189,8 @@ def pull(
     ArtifactStore.create(store.root)
     if backbone is not None:
         provide_backbone(store, fetched.manifest, backbone)
-    return store.put(task or fetched.task, tensors, fetched.manifest)
+    name = task or fetched.task
+    return store.put(name, tensors, fetched.manifest, make_current=make_current)
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,7 @@ def store_import(
     *,
     task: str,
     labels: Sequence[str] | None = None,
+    make_current: bool = True,
 ) -> Artifact:
     """Keep an import as a new version of a task, and its backbone beside it.
 
@@ -192,6 +193,7 @@ def store_import(
         imported: The delta.
         task: Slug of the task.
         labels: Name of each class; ``class 0``, ``class 1``, ... by default.
+        make_current: Whether it answers from now on.
 
     Raises:
         StoreError: If the task is no slug, or no space is left.
@@ -225,7 +227,7 @@ def store_import(
     )
     tensors = {name: tensor.numpy() for name, tensor in backbone.tensors.items()}
     store.put_backbone(backbone.fingerprint, tensors, backbone.config())
-    return store.put(task, imported.tensors, draft)
+    return store.put(task, imported.tensors, draft, make_current=make_current)
 
 
 def _join(target: Target, layer: str, parts: Mapping[Place, Part]) -> dict[str, Array]:

@@ -329,6 +329,7 @@ def _require_runs(plan: Outline, name: str) -> None:
         model = plan.build_empty(2).to("meta")
         with torch.inference_mode():
             model(torch.zeros(1, 3, height, width, device="meta"))
+        _require_whole_patches(model, height, width)
     # Layers refuse sizes by many types: RuntimeError, AssertionError, ZeroDivisionError, ...
     except Exception as error:
         reason = _first_line(error)
@@ -339,6 +340,22 @@ def _require_runs(plan: Outline, name: str) -> None:
             f"backbone {name!r} must take the input size, it cannot take {height}x{width} "
             f"({reason}). Its own is {own_height}x{own_width}."
         ) from error
+
+
+def _require_whole_patches(model: nn.Module, height: int, width: int) -> None:
+    """Refuse a size of which the patches would leave out the last rows or columns.
+
+    Raises:
+        ValueError: If a side is no multiple of that of a patch.
+    """
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if not isinstance(patch, tuple | list) or getattr(embed, "dynamic_img_pad", False):
+        return
+    if height % patch[0] or width % patch[1]:
+        raise ValueError(
+            f"its patches of {patch[0]}x{patch[1]} pixels would leave out the rest of each side"
+        )
 
 
 def _packaged_state(name: str) -> dict[str, Tensor]:

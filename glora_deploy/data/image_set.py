@@ -67,6 +67,15 @@ class ImageSet:
             self.root,
         )
 
+    def followed_by(self, other: ImageSet) -> ImageSet:
+        """These images, then those of another set."""
+        return ImageSet(
+            np.concatenate([self.labels, other.labels]),
+            self.ids + other.ids,
+            _Chain(self, other),
+            self.root if self.root == other.root else None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Selection:
@@ -160,12 +169,7 @@ class TaskData:
     @property
     def train_val(self) -> ImageSet:
         """Train then val, for the last training once the subnet is chosen."""
-        return ImageSet(
-            np.concatenate([self.train.labels, self.val.labels]),
-            self.train.ids + self.val.ids,
-            _Chain(self.train, self.val),
-            self.train.root if self.train.root == self.val.root else None,
-        )
+        return self.train.followed_by(self.val)
 
     def without(self, skipped: Mapping[str, Sequence[int]]) -> TaskData:
         """The same task, some images left out: places in each split, by the split's name.

@@ -12,20 +12,21 @@ from ..store.artifact import ADAPTER, MANIFEST, Artifact
 from ..store.atomic_files import whole_file
 from ..store.audit import backbone_option
 from ..store.backbone_config import require_intact_config
+from ..store.companions import COMPANIONS, companion_files, read_companions
 from ..store.fingerprint import fingerprint as fingerprint_of
 from ..store.folder_lock import OpenFolder
 from ..store.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
 from ..store.mapped_safetensors import map_tensors
 from ..store.reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS, BACKBONES, CURRENT
-from ..store.redact import redacted
+from ..store.redact import names_place, redacted
 from ..store.store import ArtifactStore
 from .pack_file import (
-    PACK_VERSION,
     OnBytes,
     PackedBackbone,
     PackedTask,
     PackedVersion,
     PackIndex,
+    lowest_version,
     write_pack,
 )
 
@@ -92,14 +93,17 @@ def _contents(
         versions = {}
         for name in names:
             try:
-                data, manifest = _read(store, task, name)
+                data, manifest, beside = _read(store, task, name)
             except NotInStoreError:
                 if (task, name) in wanted:
                     raise
                 continue  # removed since it was listed: the rest of the task is packed
             versions[name] = PackedVersion(
-                manifest=FileRecord.of_bytes(data), adapter=manifest.adapter
+                manifest=FileRecord.of_bytes(data),
+                adapter=manifest.adapter,
+                companions={each: FileRecord.of_bytes(found) for each, found in beside.items()},
             )
+            sources |= {f"{task}/{name}/{each}": found for each, found in beside.items()}
             sources[f"{task}/{name}/{MANIFEST}"] = data
             sources[f"{task}/{name}/{ADAPTER}"] = store.root / task / name / ADAPTER
             manifests.setdefault(manifest.backbone.fingerprint, manifest)
@@ -118,7 +122,8 @@ def _contents(
         )
         for name in (BACKBONE_CONFIG, BACKBONE_WEIGHTS):
             sources[f"{BACKBONES}/{fingerprint}/{name}"] = folder / name
-    return PackIndex(pack_version=PACK_VERSION, tasks=tasks, backbones=backbones), sources
+    index = PackIndex(pack_version=lowest_version(tasks), tasks=tasks, backbones=backbones)
+    return index, sources
 
 
 def _lost(store: ArtifactStore, wanted: Sequence[tuple[str, str | None]], index: PackIndex) -> bool:
@@ -152,8 +157,14 @@ def _versions(
     return {task: sorted(names) for task, names in sorted(asked.items())}
 
 
-def _read(store: ArtifactStore, task: str, version: str) -> tuple[bytes, Manifest]:
-    """The bytes of a manifest as others may see it, once the delta beside it is what it says."""
+def _read(
+    store: ArtifactStore, task: str, version: str
+) -> tuple[bytes, Manifest, dict[str, bytes]]:
+    """A manifest as others may see it, once the delta beside it is what it says.
+
+    Returns:
+        Its bytes, what they say, and the other files beside the delta.
+    """
     while True:
         store.require_version(task, version)
         try:
@@ -170,12 +181,23 @@ def _read(store: ArtifactStore, task: str, version: str) -> tuple[bytes, Manifes
                     if shared == artifact.manifest
                     else shared.to_json()
                 )
+                beside = _beside(artifact)
             except (GloraDeployError, OSError):
                 if folder.in_place():
                     raise
                 continue
             if folder.in_place():
-                return data, shared
+                return data, shared, beside
+
+
+def _beside(artifact: Artifact) -> dict[str, bytes]:
+    """What lies beside a delta as others may see it; left out where it names a place."""
+    found = read_companions(artifact.path, artifact.manifest.adapter)
+    shared = {name: COMPANIONS[name].shared(data) for name, data in found.items()}
+    return companion_files(
+        artifact.manifest.adapter,
+        {n: data for n, data in shared.items() if not names_place(artifact.manifest, data)},
+    )
 
 
 def _shared(artifact: Artifact) -> Manifest:

@@ -16,18 +16,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import ArtifactError
 from ..record_file import parse_record
 from ..store.artifact import ADAPTER, MANIFEST
+from ..store.companions import COMPANION_RECORD, COMPANIONS
 from ..store.manifest import MAX_MANIFEST_BYTES, FileRecord
 from ..store.manifest_fields import Sha256, TaskName, VersionName
 from ..store.reader import BACKBONE_CONFIG, BACKBONE_WEIGHTS, BACKBONES, CURRENT
-from ..strict_record import Record
+from ..strict_record import Record, short
 
 INDEX = ".pack.json"
-PACK_VERSION: Literal[1] = 1
+PACK_VERSIONS = (1, 2)
+"""2 is one with files beside a version; releases before those read 1 alone."""
 _MAX_INDEX_BYTES = MAX_MANIFEST_BYTES
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -38,11 +40,22 @@ OnBytes = Callable[[int], None]
 """Told how many more bytes are done."""
 
 
+def _beside(name: str) -> str:
+    if name != COMPANION_RECORD and name not in COMPANIONS:
+        raise ValueError(f"must be {COMPANION_RECORD} or what it may name, got {short(name)}")
+    return name
+
+
+BesideName = Annotated[str, AfterValidator(_beside)]
+
+
 class PackedVersion(Record):
     """The files of one version."""
 
     manifest: FileRecord
     adapter: FileRecord
+    companions: Annotated[dict[BesideName, FileRecord], Field(default_factory=dict)]
+    """What lies beside the two, companions.json included; empty before pack version 2."""
 
 
 class PackedTask(Record):
@@ -69,10 +82,17 @@ class PackedBackbone(Record):
 class PackIndex(Record):
     """All of ``.pack.json``."""
 
-    pack_version: Literal[1]
+    pack_version: Literal[1, 2]
     tasks: Annotated[dict[TaskName, PackedTask], Field(min_length=1)]
     backbones: dict[Sha256, PackedBackbone]
     """By fingerprint."""
+
+    @model_validator(mode="after")
+    def _lowest_version(self) -> PackIndex:
+        lowest = lowest_version(self.tasks)
+        if self.pack_version != lowest:
+            raise ValueError(f"pack_version must be {lowest} for what it states")
+        return self
 
     def members(self) -> dict[str, FileRecord]:
         """Every other file, in the order of the pack, by its path in a store."""
@@ -81,6 +101,8 @@ class PackIndex(Record):
             for version, files in sorted(packed.versions.items()):
                 found[f"{task}/{version}/{MANIFEST}"] = files.manifest
                 found[f"{task}/{version}/{ADAPTER}"] = files.adapter
+                for name, record in sorted(files.companions.items()):
+                    found[f"{task}/{version}/{name}"] = record
             if packed.current is not None:
                 found[f"{task}/{CURRENT}"] = FileRecord.of_bytes(f"{packed.current}\n".encode())
         for fingerprint, backbone in sorted(self.backbones.items()):
@@ -94,7 +116,14 @@ class PackIndex(Record):
 
     def to_json(self) -> bytes:
         """The bytes of ``.pack.json``; the same index always gives the same bytes."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+        raw = self.model_dump(mode="json", exclude_defaults=True)  # no empty companions
+        return json.dumps(raw, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def lowest_version(tasks: Mapping[str, PackedTask]) -> Literal[1, 2]:
+    """The pack version of the oldest releases that can read these."""
+    versions = (version for task in tasks.values() for version in task.versions.values())
+    return 2 if any(version.companions for version in versions) else 1
 
 
 def write_pack(
@@ -155,10 +184,11 @@ def read_index(file: BinaryIO, where: str) -> PackIndex:
     try:
         raw = json.loads(data)
         stated = raw.get("pack_version") if isinstance(raw, dict) else None
-        if type(stated) is not int or stated != PACK_VERSION:
+        if type(stated) is not int or stated not in PACK_VERSIONS:
             raise ArtifactError(
-                f"{where_index}: pack_version must be {PACK_VERSION}, the only one this release "
-                f"reads, got {stated!r}. Use the glora-deploy that wrote it, or a newer one."
+                f"{where_index}: pack_version must be {' or '.join(map(str, PACK_VERSIONS))}, "
+                f"which this release reads, got {stated!r}. Use the glora-deploy that wrote it, "
+                "or a newer one."
             )
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where_index}: must be JSON: {error}") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import ArtifactError, GloraDeployError, StoreError
 from ..store.artifact import MANIFEST, write_artifact
 from ..store.atomic_files import flush, flush_tree
+from ..store.companions import COMPANIONS, read_companions, write_companions
 from ..store.manifest import Manifest
 from ..store.prune import remove_if_unused
 from ..store.reader import CURRENT, require_slug
@@ -35,6 +36,7 @@ def unpack(
     path: Path,
     *,
     as_task: str | None = None,
+    make_current: bool = True,
     on_size: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> list[Unpacked]:
@@ -49,6 +51,7 @@ def unpack(
             missing.
         path: The pack.
         as_task: Another name for the pack's only task.
+        make_current: Whether a task without a current version gets the pack's.
         on_size: Told the number of bytes to read before the first of them.
         on_bytes: Told of each further number of bytes read.
 
@@ -80,6 +83,9 @@ def unpack(
             _require_sound(prepared, index, path)
             if as_task is not None:
                 _rename(prepared, as_task)
+            if not make_current:
+                for task in prepared.tasks():
+                    (prepared.root / task / CURRENT).unlink(missing_ok=True)
             flush_tree(prepared.root)
             return _take_in(store, prepared, path)
 
@@ -124,7 +130,7 @@ def _rename(prepared: ArtifactStore, new: str) -> None:
         artifact = prepared.get(old, version)
         folder = prepared.root / new / version
         folder.mkdir(parents=True)
-        write_artifact(
+        written = write_artifact(
             folder,
             artifact.manifest,
             artifact.tensors(),
@@ -132,6 +138,9 @@ def _rename(prepared: ArtifactStore, new: str) -> None:
             version=version,
             created=artifact.manifest.created,
         )
+        beside = read_companions(artifact.path, artifact.manifest.adapter)
+        renamed = {name: COMPANIONS[name].renamed(data, new) for name, data in beside.items()}
+        write_companions(folder, written.manifest.adapter, renamed)
     if (prepared.root / old / CURRENT).exists():
         (prepared.root / old / CURRENT).rename(prepared.root / new / CURRENT)
     shutil.rmtree(prepared.root / old)

@@ -9,6 +9,8 @@
 ``disk_space``          a full disk said in one line; ``folder_lock`` folders held against others
 ``mapped_safetensors``  arrays mapped straight onto a safetensors file
 ``fingerprint``         one sha256 for a set of named tensors
+``default_place``       which store is meant where none is named
+``companions``          files beside a version; ``run_settings`` one of them
 ``backbone_config``     how the network around a stored backbone is built
 ``export_record``       export.json: what an export folder holds and what it came from
 ``graph_key``           which cached ONNX graph belongs to a network

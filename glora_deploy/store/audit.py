@@ -12,6 +12,8 @@ from pathlib import Path
 from ..errors import ArtifactError, GloraDeployError
 from .artifact import ADAPTER, MANIFEST, Artifact
 from .backbone_config import require_agreement, require_intact_config
+from .companions import COMPANION_RECORD, COMPANIONS, companion_problems
+from .default_place import default_store
 from .export_record import ExportRecord
 from .fingerprint import fingerprint as fingerprint_of
 from .folder_lock import OpenFolder
@@ -40,7 +42,7 @@ class TaskSize:
     """Bytes one task takes over all its versions; a hard-linked file counts once."""
 
     delta_bytes: int
-    """Manifests and adapters."""
+    """Manifests, adapters and what lies beside them."""
     export_bytes: int
     """Everything under exports/."""
 
@@ -89,10 +91,10 @@ def backbone_option(source: str) -> str:
 def store_option(root: Path) -> str:
     """The option of the command line for this store, after a space; empty for the default one.
 
-    >>> store_option(Path("my models")), store_option(Path("artifacts"))
+    >>> store_option(Path("my models")), store_option(default_store())
     (" --store 'my models'", '')
     """
-    return "" if root == Path("artifacts") else f" --store {shlex.quote(str(root))}"
+    return "" if root == default_store() else f" --store {shlex.quote(str(root))}"
 
 
 def size_of(store: StoreReader, task: str) -> TaskSize:
@@ -117,7 +119,7 @@ def size_of(store: StoreReader, task: str) -> TaskSize:
             parts = path.relative_to(store.root / task).parts
             if len(parts) > 2 and parts[1] == EXPORTS:
                 export += status.st_size
-            elif parts[-1] in (MANIFEST, ADAPTER):
+            elif parts[-1] in (MANIFEST, ADAPTER, COMPANION_RECORD, *COMPANIONS):
                 delta += status.st_size
     store.require_task(task)  # it may have been removed meanwhile
     return TaskSize(delta, export)
@@ -182,10 +184,11 @@ def _audit_task(store: StoreReader, task: str) -> Iterator[str]:
 
 def _audit_version(store: StoreReader, task: str, version: str) -> Iterator[str]:
     folder = store.root / task / version
-    for name in _strays(folder, {MANIFEST, ADAPTER, EXPORTS}):
+    for name in _strays(folder, {MANIFEST, ADAPTER, EXPORTS, COMPANION_RECORD, *COMPANIONS}):
         yield f"{folder / name}: is not part of an artifact. Move it away."
     artifact = store.get(task, version)
     artifact.tensors()
+    yield from companion_problems(folder, artifact.manifest.adapter)
     for precision in _entries(store, folder / EXPORTS):
         yield from _settled(
             folder / EXPORTS / precision, partial(_audit_export, store, artifact, precision)

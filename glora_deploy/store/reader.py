@@ -3,6 +3,7 @@
 ::
 
     <root>/<task>/<version>/manifest.json, adapter.safetensors    one artifact, never changed
+    <root>/<task>/<version>/run.toml, ...                         beside it: companions.py
     <root>/<task>/<version>/exports/<precision>/                  derived, can be rebuilt
     <root>/<task>/current                                         the version that answers
     <root>/.backbones/<fingerprint>/model.safetensors, config.json
@@ -29,6 +30,7 @@ from typing import Literal
 
 from ..errors import ArtifactError, NotInStoreError, StoreError
 from .artifact import ADAPTER, MANIFEST, Artifact, read_artifact
+from .companions import read_companion
 from .folder_lock import folder_lock, read_in_place
 from .manifest_fields import slug_problem, utc_text
 
@@ -108,6 +110,20 @@ class StoreReader:
             read = partial(self._read, task, name)
             if artifact := read_in_place(self.root / task / name, read):
                 return artifact
+
+    def companion(self, artifact: Artifact, name: str) -> bytes | None:
+        """A file that lies beside a version; None if it has none by this name.
+
+        Args:
+            artifact: The version.
+            name: One of ``COMPANIONS``.
+
+        Raises:
+            ArtifactError: If it is not what companions.json states.
+            StoreError: If it is a link.
+        """
+        read = partial(read_companion, artifact.path, artifact.manifest.adapter, name)
+        return read_in_place(artifact.path, read)
 
     def export_dir(self, artifact: Artifact, precision: str) -> Path:
         """Where the exports of an artifact in one precision lie, or would lie.

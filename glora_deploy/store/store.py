@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -33,6 +35,7 @@ from .atomic_files import (
 )
 from .audit import Finding, TaskSize, audit, audit_rest, size_of, without_backbone
 from .backbone_config import require_intact_config, seal
+from .companions import require_companions, write_companions
 from .disk_space import space_for
 from .fingerprint import fingerprint as fingerprint_of
 from .folder_lock import OpenFolder, folder_lock, read_in_place
@@ -56,6 +59,8 @@ __all__ = [
     "Finding",
     "TaskSize",
 ]
+
+log = logging.getLogger(__name__)
 
 _NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NUMBERED = re.compile(r"v([1-9][0-9]{0,17})")
@@ -109,6 +114,7 @@ class ArtifactStore(StoreReader):
         *,
         version: str | None = None,
         make_current: bool = True,
+        companions: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Artifact:
         """Store a delta as a new version of a task.
 
@@ -118,14 +124,16 @@ class ArtifactStore(StoreReader):
             draft: What the delta is.
             version: Slug of the new version; by default v1, v2, ..., the one after the highest.
             make_current: Whether it answers from now on.
+            companions: Content of the files that lie beside it, by name (``COMPANIONS``).
 
         Raises:
             StoreError: If a name is not a slug, the version exists, or no space is left.
-            ValueError: If the tensors are not those of the draft.
+            ValueError: If the tensors are not those of the draft, or a companion is too large.
             NonFiniteError: If a tensor holds NaN or infinity.
         """
         require_slug("task", task)
         require_slug("version", version or "v1")
+        require_companions(companions)
         self.hold_backbone(draft.backbone.fingerprint)
         while True:
             name = version or self._next_version(task)
@@ -136,6 +144,7 @@ class ArtifactStore(StoreReader):
                 written = write_artifact(
                     new, draft, tensors, task=task, version=name, created=self._time(task)
                 )
+                write_companions(new, written.manifest.adapter, companions)
                 flush(new)
                 # All that takes space is written before anything is moved.
                 write_durable(scratch / CURRENT, f"{name}\n".encode())
@@ -149,6 +158,7 @@ class ArtifactStore(StoreReader):
                                 _remove_if_empty(place.parent)
                                 raise
                             flush(place.parent)
+                        log.info("%s: stored%s", place, ", current" if make_current else "")
                         return Artifact(place, written.manifest)
             if version is not None and place.exists():
                 raise StoreError(
@@ -224,6 +234,7 @@ class ArtifactStore(StoreReader):
                     flush(folder)
             place.rename(scratch / place.name)
             flush(place.parent)
+        log.info("%s: removed", place)
 
     def verify(self, task: str | None = None) -> list[Finding]:
         """Read every file of a task, or of the whole store, against what is stated about it.
@@ -478,6 +489,7 @@ class ArtifactStore(StoreReader):
                     return None
                 replace_current(scratch / CURRENT, self.root / task)
                 flush(self.root / task)
+        log.info("%s: current", artifact.path)
         return artifact
 
     def _next_version(self, task: str) -> str:

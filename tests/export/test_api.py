@@ -56,7 +56,7 @@ def test_keywords_and_defaults_are_those_of_the_command_line() -> None:
     options = {option.name: option for option in typer.main.get_command(app).params}
     keywords = inspect.signature(export).parameters
     only_there = {
-        *("help", "quiet"),
+        *("help", "quiet", "log_level", "release"),
         *("keep_versions", "push", "private", "license", "revision", "token"),
     }
     assert keywords.keys() - {"on_step"} == options.keys() - only_there

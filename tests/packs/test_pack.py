@@ -506,8 +506,9 @@ def test_a_backbone_that_nothing_in_the_pack_uses_is_refused(packed: Path, tmp_p
         (lambda raw: raw["tasks"]["cats"].update(current="../v1"), "must be 1 to 64 of"),
         (lambda raw: raw["tasks"]["cats"].update(versions={}), "versions"),
         (lambda raw: raw.update(tasks={}), "tasks"),
-        (lambda raw: raw.update(pack_version=2), "pack_version must be 1, the only one"),
-        (lambda raw: raw.update(pack_version=True), "pack_version must be 1, the only one"),
+        (lambda raw: raw.update(pack_version=3), "pack_version must be 1 or 2, which this"),
+        (lambda raw: raw.update(pack_version=2), "pack_version must be 1 for what it states"),
+        (lambda raw: raw.update(pack_version=True), "pack_version must be 1 or 2, which this"),
         (lambda raw: raw.update(more=1), "more: is not a field"),
         (
             lambda raw: raw["backbones"][DIGESTS[0]]["weights"].update(size_bytes=2**40),

@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from factories import make_artifact, make_draft, make_tensors
-from glora_deploy import cli
+from glora_deploy import console
+from glora_deploy.commands.main import app
 from glora_deploy.errors import NotInStoreError, StoreError
 from glora_deploy.store import audit, reader, store as store_module
 from glora_deploy.store.artifact import MANIFEST
@@ -397,7 +398,7 @@ def test_a_folder_is_told_from_one_that_took_its_name(tmp_path: Path) -> None:
 def test_list_and_du_skip_what_is_removed_meanwhile(
     store: ArtifactStore, other: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.stdout, "width", 200)
+    monkeypatch.setattr(console.stdout, "width", 200)
     for command in ("list", "du"):
         meanwhile = Meanwhile(monkeypatch)
         version = {"list": "v1", "du": "v2"}[command]
@@ -406,7 +407,7 @@ def test_list_and_du_skip_what_is_removed_meanwhile(
             other.remove("pets", version)
 
         meanwhile(reader, "read_artifact", remove, on=of(version))
-        result = CliRunner().invoke(cli.app, [command, "--store", str(store.root)])
+        result = CliRunner().invoke(app, [command, "--store", str(store.root)])
         assert result.exit_code == 0, result.output
         assert meanwhile.happened
         assert f"pets/{version}" not in result.output

@@ -101,7 +101,7 @@ def test_a_size_may_be_one_number_or_text(runs: list[tuple[RunConfig, Path]]) ->
 def test_keywords_and_defaults_are_those_of_the_command_line() -> None:
     options = {option.name: option for option in typer.main.get_command(cli.app).params}
     keywords = inspect.signature(train).parameters
-    only_here, only_there = {"report", "tell"}, {"quiet", "help"}
+    only_here, only_there = {"report", "tell"}, {"quiet", "help", "log_level", "config"}
     assert keywords.keys() - only_here == options.keys() - only_there
     for name in keywords.keys() - only_here - {"task"}:
         default = options[name].default

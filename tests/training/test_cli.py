@@ -146,6 +146,7 @@ def test_a_value_that_is_no_choice_is_wrong_usage_and_names_the_choices(
         ("--checkpoint", f"random:{10**22}", "checkpoint random:SEED must have a whole number"),
         ("--checkpoint", "a\nb.npz", "the name of a checkpoint file must be UTF-8 text without"),
         ("--input-size", "1", "backbone 'demo-vit' must take the input size, it cannot take 1x1"),
+        ("--input-size", "33", "backbone 'demo-vit' must take the input size, it cannot take 33x"),
         ("--input-size", "20000", "each side of the input must have 1 to 4096 pixels, got 20000"),
         ("--input-size", "224x", "an input size must be pixels such as 224, or HEIGHTxWIDTH"),
         ("--input-size", "0x32", "each side of the input must have 1 to 4096 pixels, got 0x32"),

@@ -60,6 +60,9 @@ EACH: dict[tuple[str, ...], tuple[Effect, Effect]] = {
 ELSEWHERE = {
     "--method": "below",
     "--quiet": "below",
+    "--log-level": "tests/test_program.py",
+    "--config": "test_run_settings",
+    "--current": "test_run_settings",
     "--store": "in every test here",
     "--device": "test_cli: it changes where numbers are computed, and as little of them as can be",
     "--split": "test_data_of_a_run, as the next three",

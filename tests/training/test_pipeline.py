@@ -192,6 +192,57 @@ def test_a_run_interrupted_at_any_stage_resumes_to_the_same_delta(
     assert found.val_accuracy == expected.val_accuracy
 
 
+def ruin_the_last_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the epochs that follow the search the classifier answers with one class."""
+    original = Trainer.train
+
+    def train(self: Trainer, draw: Any, until: int | None = None) -> None:
+        original(self, draw, until)
+        if until is None:
+            for name, parameter in self._parameters.items():
+                if name.startswith("head."):
+                    parameter.data.zero_()
+
+    monkeypatch.setattr(Trainer, "train", train)
+
+
+def test_of_the_searched_weights_and_the_last_the_better_are_stored(
+    tmp_path: Path, small_task: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (last,) = train(tmp_path / "last")
+    settings = last.artifact.manifest.training.settings
+    assert last.search_accuracy == settings["search_accuracy"]
+    assert (last.as_searched, settings["weights"]) == (False, "last epoch")
+    assert last.val_accuracy >= settings["search_accuracy"]
+    ruin_the_last_epochs(monkeypatch)
+    (outcome,) = train(tmp_path / "store")
+    store = ArtifactStore.open(tmp_path / "store")
+    settings = outcome.artifact.manifest.training.settings
+    assert (outcome.as_searched, settings["weights"]) == (True, "as searched")
+    assert outcome.val_accuracy == outcome.search_accuracy == last.search_accuracy
+    found = answers(outcome.artifact, store, small_task.val)
+    assert float((found == small_task.val.labels).mean()) == outcome.val_accuracy
+    assert outcome.val_accuracy > 0.5
+
+
+def test_the_searched_weights_outlast_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ruin_the_last_epochs(monkeypatch)
+    (expected,) = train(tmp_path / "whole")
+
+    def interrupt(name: str, done: int, total: int, note: str) -> None:
+        if (name, done) == ("training", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(), tmp_path / "broken", interrupt)
+    (found,) = train(tmp_path / "broken")
+    assert found.as_searched
+    assert found.val_accuracy == expected.val_accuracy
+    assert_same(found.artifact.tensors(), expected.artifact.tensors())
+
+
 def test_the_parameter_limit_is_kept_and_the_count_exact(tmp_path: Path) -> None:
     search = SearchConfig.preset("short", population=6, generations=2, max_parameters=500)
     (outcome,) = train(tmp_path, search=search)

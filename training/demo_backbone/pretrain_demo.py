@@ -166,7 +166,8 @@ def _train(
                 for part in parts:
                     part.step()
                 recent.append(loss.item())
-                bars.update(bar, advance=1, note=f"loss {np.mean(recent):.3f}")
+                bars.advance(bar)
+                bars.update(bar, note=f"loss {np.mean(recent):.3f}")
             seconds += time.perf_counter() - started
             state = {
                 "model": model.state_dict(),

@@ -44,7 +44,11 @@ def test_a_pushed_task_is_pulled_into_another_store(tmp_path: Path, hub: HubServ
     assert f"{hub.endpoint}/ann/pets" in pushed.output
     # An untrained backbone has no source to come from again.
     make_stored_task(tmp_path / "theirs", "cats")
-    pulled = run("pull", "ann/pets", "--store", tmp_path / "theirs", "--token", WRITE)
+    theirs_too = ("--store", tmp_path / "theirs", "--token", WRITE)
+    asleep = run("pull", "ann/pets", *theirs_too, "--task", "asleep", "--no-current")
+    assert asleep.exit_code == 0, asleep.output
+    assert ArtifactStore.open(tmp_path / "theirs").current("asleep") is None
+    pulled = run("pull", "ann/pets", *theirs_too)
     assert pulled.exit_code == 0, pulled.output
     theirs = ArtifactStore.open(tmp_path / "theirs").get("pets", "v1")
     # The header differs, which repeats the digest of another manifest: this one is of today.
@@ -69,9 +73,8 @@ def test_a_push_with_a_wrong_token_is_refused_before_the_export_is_made(
     [
         ("ann/dogs", WRITE, "ann/dogs: must be a model repository that your token can see"),
         ("ann/dogs", "hf_wrong", "ann/dogs: needs a valid token, got one that the Hub refuses"),
-        ("dogs", WRITE, "'dogs': must be USER/NAME, got no user"),
     ],
-    ids=["repository", "token", "name"],
+    ids=["repository", "token"],
 )
 @pytest.mark.usefixtures("hub")
 def test_a_failed_pull_is_one_line_and_leaves_nothing(
@@ -83,6 +86,17 @@ def test_a_failed_pull_is_one_line_and_leaves_nothing(
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("repo", ["dogs", "a/b/c", "datasets/ann/dogs"])
+def test_what_names_no_model_repository_is_wrong_usage(
+    tmp_path: Path, hub: HubServer, repo: str
+) -> None:
+    result = run("pull", repo, "--store", tmp_path / "store")
+    assert result.exit_code == 2, result.output
+    assert "Give USER/NAME" in result.stderr or "must be USER/NAME" in result.stderr
+    assert hub.requests == []
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_peft_adapter_becomes_a_task(tmp_path: Path) -> None:
@@ -105,7 +119,7 @@ def test_a_peft_adapter_becomes_a_task(tmp_path: Path) -> None:
 
 
 def import_with_labels(
-    tmp_path: Path, labels: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labels: bytes, monkeypatch: pytest.MonkeyPatch, *options: str
 ) -> tuple[Result, Path]:
     """Import an adapter with a file of class names, on the small backbone."""
     peft = pytest.importorskip("peft", reason="no peft installed")
@@ -119,7 +133,15 @@ def import_with_labels(
     names.write_bytes(labels)
     store = tmp_path / "store"
     command = ("import", tmp_path / "adapter", "--task", "pets", "--store", store)
-    return run(*command, "--labels", names), store
+    return run(*command, "--labels", names, *options), store
+
+
+def test_an_import_need_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "\n".join(LABELS).encode()
+    result, store = import_with_labels(tmp_path, names, monkeypatch, "--no-current")
+    assert result.exit_code == 0, result.output
+    assert ArtifactStore.open(store).versions("pets") == ["v1"]
+    assert ArtifactStore.open(store).current("pets") is None
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
@@ -152,7 +174,7 @@ def test_an_import_under_a_name_that_is_no_slug_is_refused_before_anything_is_re
     tmp_path: Path,
 ) -> None:
     result = run("import", tmp_path / "no", "--task", "../pets", "--store", tmp_path / "store")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "task must be 1 to 64 of" in result.stderr
     assert not (tmp_path / "store").exists()
 
