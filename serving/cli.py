@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from glora_deploy.console import one_line_errors, wrong_usage_of
+from glora_deploy.options import StoreOption
 from glora_deploy.precision import Precision
+from glora_deploy.program import app_of, examples
+from glora_deploy.store.default_place import DEFAULT_STORE
 
 from .protocol.limits import Limits
 from .protocol.tokens import Tokens
@@ -24,34 +27,17 @@ ENGINE, TASKS, LIMITS, ACCESS, TELEMETRY = (
     "Engine", "Tasks in memory", "Limits", "Who may ask", "What operators see",
 )  # fmt: skip
 
-EPILOG = """
-**Examples**
-
-`python -m glora_deploy.serving --store artifacts` every task, for this machine alone
-
-`python -m glora_deploy.serving --memory-budget 4GiB --pin pets --prefetch digits`
-
-`GLORA_MANAGEMENT_TOKEN=... python -m glora_deploy.serving` also load, unload and pin
-
-`python -m glora_deploy.serving --port 8000 --grpc-port 8001` as Triton listens
-
-`python -m glora_deploy.serving --host 0.0.0.0 --token-file /run/secrets/token`
-"""
-
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+
+@examples(
+    "--store artifacts  # every task, for this machine alone",
+    "--port 8000 --grpc-port 8001  # as Triton listens",
+    "--memory-budget 4GiB --pin pets --prefetch digits",
+    "--host 0.0.0.0 --token-file /run/secrets/token",
 )
-
-
-@app.command(epilog=EPILOG)
 def serve(
-    store: Annotated[Path, typer.Option(help="Folder of the store; only read.")] = Path(
-        "artifacts"
-    ),
+    store: StoreOption = DEFAULT_STORE,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
     ] = LOOPBACK,
@@ -304,6 +290,9 @@ def _announce(line: str) -> None:
     print(line, flush=True)
 
 
+app = app_of(serve)
+
+
 def main() -> None:
     """Entry point of ``python -m glora_deploy.serving``."""
-    app(prog_name="python -m glora_deploy.serving")
+    app()

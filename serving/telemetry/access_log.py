@@ -25,7 +25,7 @@ def log_request(record: RequestRecord) -> None:
 
 
 def configure_logging(log_format: LogFormat, *, requests: bool = True) -> None:
-    """Send every log of this process to stderr in one form, from INFO up.
+    """Send every log of this process to stderr in one form, from INFO up unless told otherwise.
 
     Args:
         log_format: ``text``, or ``json`` for an object on each line.
@@ -40,7 +40,7 @@ def configure_logging(log_format: LogFormat, *, requests: bool = True) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    access.setLevel(logging.INFO if requests else logging.WARNING)
+    access.setLevel(logging.NOTSET if requests else logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # the first line says it all
 
 
