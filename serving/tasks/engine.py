@@ -30,7 +30,7 @@ from .live_store import LiveStore
 from .merge_task import warm_up
 from .networks import Loaded, Networks
 from .proof import require_proof
-from .run_batch import require_images, run_batch
+from .run_batch import require_images, run_batch, try_out
 from .scheduler import Scheduler
 from .settings import EngineSettings
 from .task_weights import Lease, TaskWeights
@@ -242,9 +242,13 @@ class StoreEngine:
         return self._networks.of(version.artifact, self._live.artifacts)
 
     def _prove(self, version: LiveVersion) -> None:
-        """Read and verify a delta anew, and have it merged: all that can fail has been tried."""
+        """Read and verify a delta anew, have it merged and answer once: all that can fail."""
         self._weights.deltas.read(version)
-        self._weights.cache.release(self._weights.lease(version)[0])
+        lease, _ = self._weights.lease(version)
+        try:
+            try_out(version, lease.value)
+        finally:
+            self._weights.cache.release(lease)
 
     def _lease(self, version: LiveVersion) -> tuple[Lease, bool]:
         """As ``TaskWeights.lease``; a version whose weights cannot be made is refused for good."""
@@ -287,7 +291,8 @@ class StoreEngine:
                 log.exception("a batch of %s failed", batch.key.name)
                 answers = [[error] * len(part.requests) for part in parts]
             for part in parts:
-                hot = part.lease.value.n_batches == self.settings.hot_after
+                after, n_batches = self.settings.hot_after, part.lease.value.n_batches
+                hot = after is not None and n_batches % after == 0
                 self._weights.cache.release(part.lease)
                 if hot:
                     self._hot.put(part.key)

@@ -12,7 +12,7 @@ from glora_deploy.errors import NonFiniteError
 from ..errors import InputError, LoadError, TooLargeError
 from .contract import Answer
 from .scheduler import Batch
-from .task_weights import Lease, MergedWeights, MixedWeights
+from .task_weights import Lease, MergedWeights, MixedWeights, TaskInMemory
 from .versions import LiveVersion
 
 
@@ -59,6 +59,30 @@ def run_batch(batch: Batch[LiveVersion, Lease]) -> list[list[Answer | Exception]
     ]
 
 
+def try_out(version: LiveVersion, weights: TaskInMemory) -> None:
+    """Answer for one black image, to see that the version can.
+
+    Raises:
+        LoadError: If the network gives logits of another shape than the version's labels have.
+        NonFiniteError: If they are not finite.
+        Exception: Of the runtime.
+    """
+    image = np.zeros((1, *version.about.input_shape), np.float32)
+    if isinstance(weights, MergedWeights):
+        logits = weights.run(image)
+    else:
+        (logits,) = weights.network.run([(weights.terms, image)])
+    _require_shape(version, logits, 1)
+    if not np.isfinite(logits).all():
+        raise NonFiniteError(f"{version.name}: logits must be finite, got NaN or infinity")
+
+
+def _require_shape(version: LiveVersion, logits: NDArray[np.float32], n_images: int) -> None:
+    shape = (n_images, len(version.about.labels))
+    if logits.shape != shape:
+        raise LoadError(f"{version.name}: logits must have shape {shape}, got {logits.shape}")
+
+
 def _logits(
     parts: list[Batch[LiveVersion, Lease]], images: list[NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
@@ -81,9 +105,7 @@ def _answers(
     batch_size: int,
 ) -> list[Answer | Exception]:
     version, weights = part.key, part.lease.value
-    shape = (part.n_images, len(version.about.labels))
-    if logits.shape != shape:
-        raise LoadError(f"{version.name}: logits must have shape {shape}, got {logits.shape}")
+    _require_shape(version, logits, part.n_images)
     hit = not part.merged
     version.counts.computed(part.n_images, compute_ns, hit=hit, merge_ns=part.swap_ns)
     answers: list[Answer | Exception] = []

@@ -63,6 +63,8 @@ class EngineSettings:
         ):
             if not (value := getattr(self, field)) >= least:
                 raise ValueError(f"{field} must be at least {least}, got {value}")
+        if self.hot_after is not None and self.hot_after < 1:
+            raise ValueError(f"hot_after must be at least 1 or None, got {self.hot_after}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.watch_s is not None and not self.watch_s > 0:

@@ -379,6 +379,7 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
         ("max_batch", 0),
         ("max_queue", 3),
         ("threads", 0),
+        ("hot_after", 0),
         ("watch_s", 0),
         ("backend", "tflite"),
         ("mixed_batches", "on"),

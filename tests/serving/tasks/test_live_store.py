@@ -289,6 +289,22 @@ def test_another_delta_under_the_same_name_is_another_version(
     assert engine.usage().weights_bytes == engine.describe("t0").size_bytes
 
 
+def test_watching_sees_another_delta_under_the_name_of_a_version_that_is_not_current(
+    own_marked: ArtifactStore, open_engine: OpenEngine, images: Images
+) -> None:
+    second(own_marked)
+    engine = open_engine(own_marked)
+    assert who(engine, "t0", images, "v1") == "v1:0"
+    own_marked.remove("t0", "v1")
+    base = own_marked.get("colours")
+    other = add_marked_task(own_marked, base, "other", mark=5, seed=5)
+    own_marked.put("t0", other.tensors(), other.manifest, version="v1", make_current=False)
+    engine._live.poll()
+    assert who(engine, "t0", images, "v1") == "v1:5"
+    assert who(engine, "t0", images) == "v2:6"
+    assert who(engine, "other", images) == "v1:5"
+
+
 def test_an_unload_ends_when_its_last_request_has(
     own_marked: ArtifactStore, open_engine: OpenEngine, images: Images
 ) -> None:

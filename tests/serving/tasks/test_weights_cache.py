@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,29 @@ def test_many_who_ask_at_once_wait_for_one_merge() -> None:
     assert made == ["a"]
     assert len({id(held) for held in leases}) == 1
     assert leases[0].leases == 8
+
+
+def test_one_merge_at_a_time_lies_beyond_the_budget() -> None:
+    cache = make_cache(0)
+    inside: list[int] = []
+    peaks: list[tuple[int, int]] = []
+
+    def make(buffer: Buffer) -> str:
+        inside.append(1)
+        for _ in range(200):  # others get their turns
+            os.sched_yield()
+        peaks.append((len(inside), cache.allocated_bytes))
+        inside.pop()
+        return "x"
+
+    def ask(thread: int) -> None:
+        for n in range(10):
+            cache.release(cache.lease(f"{thread}/{n}", 100, 100, lambda: make))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(6)))
+    assert set(peaks) == {(1, 100)}
+    assert len(peaks) == 60
 
 
 def test_those_who_wait_for_a_merge_that_fails_try_themselves() -> None:
