@@ -1,6 +1,9 @@
-# Two images from one file:
+# Three images from one file: two that train and export, one that serves and holds no torch.
 #   docker build --target cpu -t glora-deploy:cpu .
 #   docker build --target gpu -t glora-deploy:gpu .
+#   docker build --target server -t glora-deploy:server .
+#   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+#     -v "$PWD/artifacts:/data/artifacts:ro" -p 127.0.0.1:8000:8000 glora-deploy:server
 # Each step is one that also runs by hand in a clean environment.
 
 FROM python:3.11-slim AS wheel
@@ -39,3 +42,19 @@ USER 1000:1000
 VOLUME /data
 ENTRYPOINT ["python", "-m"]
 CMD ["glora_deploy.export", "--help"]
+
+FROM base AS server
+# Which packages a server needs stands in pyproject.toml; the installed metadata repeat it.
+RUN python -m pip install --no-deps /wheels/*.whl && rm -r /wheels \
+    && python -m glora_deploy.serving.requirements cpu > /tmp/requirements.txt \
+    && python -m pip install -r /tmp/requirements.txt && rm /tmp/requirements.txt
+# Of the merge, which is compiled for the machine that it runs on: the root may be read-only.
+ENV NUMBA_CACHE_DIR=/tmp/numba
+WORKDIR /data
+USER 1000:1000
+VOLUME /data
+EXPOSE 8000 8001
+HEALTHCHECK --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready')"]
+ENTRYPOINT ["python", "-m", "glora_deploy.serving"]
+CMD ["--host", "0.0.0.0", "--store", "/data/artifacts", "--grpc-port", "8001"]

@@ -8,6 +8,7 @@ DEMO_TASKS := digits photos orientation
 # the interpreter behind it is gone.
 STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 TEST_WORKERS ?= 2
+TRITON := .venv-triton
 # What installs into .venv; other resolvers can take the oldest versions that pyproject.toml allows.
 INSTALLER ?= $(BIN)/python -m pip install --progress-bar on
 
@@ -15,7 +16,7 @@ INSTALLER ?= $(BIN)/python -m pip install --progress-bar on
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types docs check dist clean
+.PHONY: help install demo test test-triton lint types docs check dist clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +49,17 @@ demo: install ## train, search, merge, prove and export three tasks; at most 4 m
 test: install ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
 
+test-triton: install $(TRITON)/.installed ## tests against a real Triton server, in an environment of its own
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/oracle
+
+# Nothing but what the server and the models in it import; it was built for numpy 1.
+$(TRITON)/.installed:
+	rm -rf $(TRITON)
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet 'numpy<2' onnxruntime
+	$(TRITON)/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	@touch $@
+
 lint: install ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +80,4 @@ dist: ## the sdist, and the wheel built from it, in dist/; docs/releasing.md say
 	$(BIN)/python -m build
 
 clean: ## remove the environment, caches and the demo's output
-	rm -rf $(VENV) $(STORE) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(TRITON) $(STORE) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

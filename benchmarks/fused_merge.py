@@ -6,8 +6,11 @@ timed once per round, in turn, so that a busy machine slows all of them alike::
     python benchmarks/fused_merge.py
     python benchmarks/fused_merge.py --layers 8 --rounds 5
 
-The ratio is to the fastest of the copies. The last column counts the numbers between a result and
-the float64 merge rounded to its format, at most, over the first block.
+The ratio is to the fastest of the copies. "serving" is the fused merge with sums in float32. The
+column "units off" counts the numbers between a result and the float64 merge rounded to its format,
+at most, over the first block. Where the terms of a weight cancel one another that may be many, so
+the last column has the largest error in units of the terms: the spacing of the format's numbers at
+the sum of their magnitudes.
 """
 
 from __future__ import annotations
@@ -49,7 +52,14 @@ class Layer:
     """As much room, 16 bytes behind a cache line, as NumPy's own buffers lie."""
     out_b: Tensor
 
-    def job(self, dtype: torch.dtype, *, transposed: bool = False, off: bool = False) -> MergeJob:
+    def job(
+        self,
+        dtype: torch.dtype,
+        *,
+        transposed: bool = False,
+        off: bool = False,
+        exact: bool = True,
+    ) -> MergeJob:
         """The fused merge into one of the rooms."""
         d_out, d_in = self.w0.shape
         room = (self.shifted if off else self.out).view(dtype)[: d_out * d_in]
@@ -61,6 +71,7 @@ class Layer:
             out.numpy(),
             self.out_b.view(dtype)[:d_out].numpy(),
             transposed,
+            exact,
         )
 
     def plain(self) -> Tensor:
@@ -73,6 +84,12 @@ class Layer:
         s, out = self.supports, self.out.view(self.w0.shape)
         torch.mm(s["A_d"], s["A_u"], out=out)
         return out.add_(1).mul_(self.w0).addmm_(s["B_d"], s["B_u"])
+
+    def terms(self) -> NDArray[np.float64]:
+        """The sum of the magnitudes of all that is summed, in float64."""
+        w0 = self.w0.double().abs()
+        s = {name: support.double().abs() for name, support in self.supports.items()}
+        return (w0 + w0 * (s["A_d"] @ s["A_u"]) + s["B_d"] @ s["B_u"]).cpu().numpy()
 
     def exact(self) -> NDArray[np.float64]:
         """The merge in float64."""
@@ -123,6 +140,9 @@ FUSED: dict[str, dict[str, Any]] = {
     "fused, float32, transposed": {"dtype": torch.float32, "transposed": True},
     "fused, float16": {"dtype": torch.float16},
     "fused, float16, transposed": {"dtype": torch.float16, "transposed": True},
+    "serving, float32": {"dtype": torch.float32, "exact": False},
+    "serving, float32, transposed": {"dtype": torch.float32, "transposed": True, "exact": False},
+    "serving, float16": {"dtype": torch.float16, "exact": False},
 }
 TENSORS: dict[str, Callable[[Layer], Tensor]] = {
     "torch, in place": Layer.in_place,
@@ -194,18 +214,31 @@ def units_off(got: NDArray[Any], exact: NDArray[np.float64]) -> int:
     return int(np.abs(ordered[0] - ordered[1]).max())
 
 
-def accuracy(layers: list[Layer]) -> dict[str, int]:
-    """The largest error of each merge over these layers, in units of its format."""
-    worst = dict.fromkeys((*FUSED, *TENSORS), 0)
+def share_of_terms(
+    got: NDArray[Any], exact: NDArray[np.float64], terms: NDArray[np.float64]
+) -> float:
+    """The largest error against the exact values, in units of the terms."""
+    digits = {2: 10, 4: 23}[got.itemsize]
+    units = np.exp2(np.floor(np.log2(terms)) - digits)
+    return float((np.abs(got.astype(np.float64) - exact) / units).max())
+
+
+def accuracy(layers: list[Layer]) -> dict[str, tuple[int, float]]:
+    """The largest error of each merge over these layers: units off, and units of the terms."""
+    worst: dict[str, tuple[int, float]] = dict.fromkeys((*FUSED, *TENSORS), (0, 0.0))
+
+    def judge(name: str, got: NDArray[Any]) -> None:
+        off, share = units_off(got, exact), share_of_terms(got, exact, terms)
+        worst[name] = (max(worst[name][0], off), max(worst[name][1], share))
+
     for layer in layers:
-        exact = layer.exact()
+        exact, terms = layer.exact(), layer.terms()
         for name, options in FUSED.items():
             job = layer.job(**options)
             job.run()
-            upright = job.out_w.T if job.transposed else job.out_w
-            worst[name] = max(worst[name], units_off(upright, exact))
+            judge(name, job.out_w.T if job.transposed else job.out_w)
         for name, merge in TENSORS.items():
-            worst[name] = max(worst[name], units_off(merge(layer).numpy(), exact))
+            judge(name, merge(layer).numpy())
     return worst
 
 
@@ -243,14 +276,17 @@ def main() -> None:
     n_bytes = sum(layer.w0.nbytes for layer in layers)
     n_rounds = min(len(values) for values in times.values())
     print(f"{len(layers)} layers, {n_bytes / 1e6:.0f} MB, {N_THREADS} threads, {n_rounds} rounds")
-    print(f"{'':<40}{'median ms':>10}{'ratio':>8}{'least ms':>10}{'ratio':>8}{'units off':>11}")
+    print(f"{'':<40}{'median ms':>10}{'ratio':>8}{'least ms':>10}{'ratio':>8}", end="")
+    print(f"{'units off':>11}{'of terms':>10}")
     typical = min(median(times[name]) for name in yardsticks)
     least = min(min(times[name]) for name in yardsticks)
     for name, values in times.items():
         middle, low = median(values), min(values)
+        off, share = errors.get(name, ("", ""))
+        shown = f"{share:.2f}" if isinstance(share, float) else share
         print(
             f"{name:<40}{middle:10.1f}{middle / typical:8.2f}{low:10.1f}{low / least:8.2f}"
-            f"{errors.get(name, ''):>11}"
+            f"{off:>11}{shown:>10}"
         )
 
 

@@ -6,6 +6,7 @@
 ``onnx_session``       the one module of this side that imports ONNX Runtime
 ``image_input``        what a caller may give as an image
 ``tasks/``             every task of a store from one backbone in memory
+``engines/``           a backbone's network that runs with one task's weights after another's
 ``errors``             what a request can meet
 =====================  ==========================================================================
 

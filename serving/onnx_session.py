@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from glora_deploy.errors import ExportError, MissingDependencyError
 
 INPUT, OUTPUT = "image", "logits"
+
+Device = Literal["cpu", "cuda"]
 
 _ERRORS_ONLY = 3
 
@@ -28,14 +31,8 @@ class OnnxSession:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependencyError("onnxruntime", "cpu", "running an ONNX model") from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY  # it warns of every initializer it drops
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        onnxruntime = _import_onnxruntime()
+        options = _options(onnxruntime, threads)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -66,3 +63,99 @@ class OnnxSession:
         """Logits ``(n, n_classes)`` of preprocessed images ``(n, 3, h, w)``."""
         (logits,) = self._session.run([OUTPUT], {INPUT: images})
         return np.asarray(logits, np.float32)
+
+
+class WeightedSession:
+    """A graph in memory that takes weights as inputs beside the images.
+
+    Args:
+        model: Serialised.
+        folder: Where its external data lie; they are mapped, not read.
+        threads: Threads within an operator; ONNX Runtime's own choice if None.
+        device: ``cuda`` keeps weights and results on the device.
+        constants: Initializers of the graph that are given as arrays: ONNX Runtime refers to their
+            memory for as long as this object lives.
+
+    Raises:
+        MissingDependencyError: If ONNX Runtime is missing, or has no CUDA for ``device="cuda"``.
+        ExportError: If ONNX Runtime refuses the graph.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        folder: Path,
+        threads: int | None,
+        device: Device = "cpu",
+        constants: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        onnxruntime = _import_onnxruntime()
+        self._of_array = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._device = device
+        options = _options(onnxruntime, threads)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+        self._constants = {name: self.value(array) for name, array in (constants or {}).items()}
+        for name, value in self._constants.items():
+            options.add_initializer(name, value)
+        provider, settings = _PROVIDERS[device]
+        if provider not in onnxruntime.get_available_providers():
+            raise MissingDependencyError("onnxruntime-gpu", "gpu", "running an ONNX model on CUDA")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=[(provider, settings)]
+            )
+        except Exception as error:  # its exception classes share no other base
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"ONNX Runtime must load the graph, got: {reason}") from error
+
+    def value(self, array: NDArray[Any]) -> Any:
+        """An array as ``logits`` takes weights; on the CPU its memory is referred to, not copied.
+
+        Args:
+            array: C-contiguous.
+        """
+        return self._of_array(array, self._device)
+
+    def logits(self, images: NDArray[np.float32], weights: Mapping[str, Any]) -> NDArray[Any]:
+        """Logits ``(n, n_classes)`` of preprocessed images ``(n, 3, h, w)``.
+
+        Args:
+            images: C-contiguous.
+            weights: Every other input of the graph, as ``value`` makes them.
+        """
+        feed = {INPUT: self.value(images), **weights}
+        if self._device == "cpu":
+            (logits,) = self._session.run_with_ort_values([OUTPUT], feed)
+        else:
+            binding = self._session.io_binding()
+            for name, value in feed.items():
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_output(OUTPUT, self._device)
+            self._session.run_with_iobinding(binding)
+            (logits,) = binding.get_outputs()
+        return np.asarray(logits.numpy())
+
+
+_PROVIDERS: Mapping[Device, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    # On by default: the inputs of float32 products would be rounded to 10 bits.
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime", "cpu", "running an ONNX model") from error
+    return onnxruntime
+
+
+def _options(onnxruntime: Any, threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY  # it warns of every initializer it drops
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options

@@ -183,14 +183,17 @@ def to_text(message: Message, indent: str = "") -> str:
     return "".join(lines)
 
 
-def config_text(record: VersionRecord, config: TritonConfig, md5: Mapping[str, str]) -> str:
+def config_text(
+    versions: Mapping[int, VersionRecord], config: TritonConfig, md5: Mapping[str, str]
+) -> str:
     """The whole config.pbtxt of a task.
 
     Args:
-        record: Its newest version.
+        versions: By number; the newest is described, and what each of them is.
         config: How to serve it.
         md5: Path below the model's folder to MD5, for the checksum agent; may be empty.
     """
+    record = versions[max(versions)]
     platform, backend = _BACKENDS[record.kind]
     image: list[Field] = [("data_type", Name("TYPE_FP32"))]
     image += [("dims", size) for size in record.input_size]
@@ -223,7 +226,7 @@ def config_text(record: VersionRecord, config: TritonConfig, md5: Mapping[str, s
     ]
     message += [
         ("parameters", _entry(key, [("string_value", value)]))
-        for key, value in _provenance(record).items()
+        for key, value in _provenance(record, versions).items()
     ]
     if config.warmup:
         message += [
@@ -240,13 +243,19 @@ def _instance_group(kind: Kind, config: TritonConfig) -> Message:
     return [("count", config.instance_count), ("kind", Name(where))]
 
 
-def _provenance(record: VersionRecord) -> dict[str, str]:
+def _provenance(record: VersionRecord, versions: Mapping[int, VersionRecord]) -> dict[str, str]:
+    """What answers by default, and what answers under each number: Triton tells clients both."""
+    each = {
+        str(number): {"version": one.version, "adapter_sha256": one.adapter_sha256}
+        for number, one in sorted(versions.items())
+    }
     return {
         "task": record.task,
         "version": record.version,
         "precision": record.precision,
         "adapter_sha256": record.adapter_sha256,
         "preprocessing": record.preprocessing.model_dump_json(),
+        "versions": json.dumps(each),
     }
 
 

@@ -267,14 +267,15 @@ def _write_around(
 ) -> None:
     """Write everything beside the versions."""
     record = source.record
+    older = {version: VersionRecord.read(version) for version in kept}
+    versions = {int(version.name): one for version, one in older.items()} | {number: record}
     md5 = {}
     if config.checksums:
         served = {f"{number}/{name}": path for name, path in source.files.items()}
-        for version in kept:
-            files = VersionRecord.read(version).files
-            served |= {f"{version.name}/{name}": version / name for name in files}
+        for version, one in older.items():
+            served |= {f"{version.name}/{name}": version / name for name in one.files}
         md5 = {name: _md5(path) for name, path in sorted(served.items())}
-    write_durable(folder / CONFIG, config_text(record, config, md5).encode())
+    write_durable(folder / CONFIG, config_text(versions, config, md5).encode())
     write_durable(folder / LABELS, "".join(f"{label}\n" for label in record.labels).encode())
     if config.warmup:
         noise = np.random.default_rng(0).standard_normal(record.input_size, np.float32)

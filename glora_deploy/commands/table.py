@@ -39,6 +39,12 @@ COMMANDS = {
         "Say what images show, with the most probable labels of an exported task.",
         USE,
     ),
+    "serve": Entry(
+        "glora_deploy.serving.cli",
+        "serve",
+        "Answer for every task of a store from one backbone in memory.",
+        USE,
+    ),
     "evaluate": Entry(
         f"{_HERE}.evaluate",
         "evaluate",

@@ -1,9 +1,10 @@
 """The compiled part of the fused merge: Numba kernels written in terms of register tiles.
 
-A *tile* is a block of ``ROWS x LANES`` float64 numbers that stays in vector registers. Left to
-itself the compiler reloads and checks too much to keep up with memory, so the few operations that
-the merge needs are given here as intrinsics, and the kernels read like the formula. They know
-nothing of layers: ``cpu`` checks and prepares what they get.
+A *tile* is a block of ``ROWS x LANES`` numbers that stays in vector registers: float64, or float32
+where the factors of the low-rank products are float32. Left to itself the compiler reloads and
+checks too much to keep up with memory, so the few operations that the merge needs are given here as
+intrinsics, and the kernels read like the formula. They know nothing of layers: ``cpu`` checks and
+prepares what they get.
 
 Everything compiled lives in this one file, because Numba's on-disk cache notices changes only in
 the file of the function it compiled. The cache lies in ``__pycache__`` beside this file, or, where
@@ -41,13 +42,15 @@ _STREAMED_BYTES = 2**20
 _I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 _ROW = ir.VectorType(_DOUBLE, LANES)
+_SINGLE_ROW = ir.VectorType(_FLOAT, LANES)
 _PEAK = ir.VectorType(_I32, LANES)
 _CONTRACT = ("contract",)  # allows a fused multiply-add, nothing else
 
 
 class _TileType(types.Type):
-    def __init__(self) -> None:
-        super().__init__(f"Tile({ROWS}x{LANES})")
+    def __init__(self, element: Any, row: Any) -> None:
+        super().__init__(f"Tile({ROWS}x{LANES}, {element})")
+        self.row = row
 
 
 class _PeakType(types.Type):
@@ -57,13 +60,17 @@ class _PeakType(types.Type):
         super().__init__(f"Peak({LANES})")
 
 
-_tile, _peak = _TileType(), _PeakType()
+_tiles = {
+    types.float64: _TileType(types.float64, _ROW),
+    types.float32: _TileType(types.float32, _SINGLE_ROW),
+}
+_peak = _PeakType()
 
 
 @register_model(_TileType)
 class _TileModel(models.PrimitiveModel):
     def __init__(self, manager: Any, fe_type: Any) -> None:
-        super().__init__(manager, fe_type, ir.ArrayType(_ROW, ROWS))  # type: ignore[no-untyped-call]
+        super().__init__(manager, fe_type, ir.ArrayType(fe_type.row, ROWS))  # type: ignore[no-untyped-call]
 
 
 @register_model(_PeakType)
@@ -73,7 +80,7 @@ class _PeakModel(models.PrimitiveModel):
 
 
 def _to_tile(builder: Any, rows: Sequence[Any]) -> Any:
-    tile = ir.Constant(ir.ArrayType(_ROW, ROWS), ir.Undefined)
+    tile = ir.Constant(ir.ArrayType(rows[0].type, ROWS), ir.Undefined)
     for q, row in enumerate(rows):
         tile = builder.insert_value(tile, row, q)
     return tile
@@ -122,12 +129,41 @@ def _load_vector(
 
 @_intrinsic
 def _constant(typing: Any, value: Any) -> Any:
-    """A tile of one number."""
+    """A tile of one number, in its type."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _to_tile(builder, [_splat(builder, args[0])] * ROWS)
 
-    return _tile(types.float64), codegen
+    return _tiles[value](value), codegen
+
+
+@_intrinsic
+def _begin(typing: Any, factors: Any) -> Any:
+    """What ``w0`` is multiplied by if A is nothing: a tile in the type of the factors.
+
+    In float64 that is one. In float32 it is zero, and ``_end`` adds ``w0`` last: rounding then
+    costs digits of the change alone.
+    """
+    tile = _tiles[factors.dtype]
+    start = 1.0 if factors.dtype == types.float64 else 0.0
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _to_tile(builder, [_full(tile.row, start)] * ROWS)
+
+    return tile(factors), codegen
+
+
+@_intrinsic
+def _end(typing: Any, tile: Any, frozen: Any) -> Any:
+    """See ``_begin``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if tile == _tiles[types.float64]:
+            return args[0]
+        pairs = zip(*(_rows(builder, arg) for arg in args), strict=True)
+        return _to_tile(builder, [builder.fadd(x, y) for x, y in pairs])
+
+    return tile(tile, frozen), codegen
 
 
 def _lanes(builder: Any, left: Any, right: Any, lanes: Sequence[int]) -> Any:
@@ -155,40 +191,40 @@ def _turned(builder: Any, square: list[Any]) -> list[Any]:
     return square
 
 
-def _widen(builder: Any, row: Any) -> Any:
-    return row if row.type.element == _DOUBLE else builder.fpext(row, _ROW)
+def _widen(builder: Any, row: Any, to: Any = _ROW) -> Any:
+    return row if row.type == to else builder.fpext(row, to)
 
 
 @_intrinsic
-def _load(typing: Any, array: Any, row: Any, column: Any) -> Any:
-    """The tile whose first number is ``array[row, column]``."""
+def _load(typing: Any, array: Any, row: Any, column: Any, like: Any) -> Any:
+    """The tile whose first number is ``array[row, column]``, in the type of another tile."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values, i, j = args
+        values, i, j, _ = args
         rows = [
             _load_vector(context, builder, array, values, _plus(builder, i, q), j, LANES)
             for q in range(ROWS)
         ]
-        return _to_tile(builder, [_widen(builder, row) for row in rows])
+        return _to_tile(builder, [_widen(builder, row, like.row) for row in rows])
 
-    return _tile(array, types.intp, types.intp), codegen
+    return like(array, types.intp, types.intp, like), codegen
 
 
 @_intrinsic
-def _load_transposed(typing: Any, array: Any, row: Any, column: Any) -> Any:
-    """The tile whose row q is ``array[row : row + LANES, column + q]``."""
+def _load_transposed(typing: Any, array: Any, row: Any, column: Any, like: Any) -> Any:
+    """The tile whose row q is ``array[row : row + LANES, column + q]``, typed like another tile."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values, i, j = args
+        values, i, j, _ = args
         rows = [
             _load_vector(context, builder, array, values, _plus(builder, i, q), j, ROWS)
             for q in range(LANES)
         ]
         halves = zip(_turned(builder, rows[:ROWS]), _turned(builder, rows[ROWS:]), strict=True)
         joined = [_lanes(builder, left, right, range(LANES)) for left, right in halves]
-        return _to_tile(builder, [_widen(builder, row) for row in joined])
+        return _to_tile(builder, [_widen(builder, row, like.row) for row in joined])
 
-    return _tile(array, types.intp, types.intp), codegen
+    return like(array, types.intp, types.intp, like), codegen
 
 
 @_intrinsic
@@ -201,7 +237,7 @@ def _add_product(typing: Any, tile: Any, x: Any, y: Any) -> Any:
             builder, [_multiply_add(builder, *xyz) for xyz in zip(x, y, z, strict=True)]
         )
 
-    return _tile(_tile, _tile, _tile), codegen
+    return tile(tile, tile, tile), codegen
 
 
 @_intrinsic
@@ -209,16 +245,16 @@ def _add_outer(typing: Any, tile: Any, down: Any, up: Any, k: Any, row: Any, col
     """``tile`` plus one term of a low-rank product: ``down[k, row + q] * up[k, column + l]``."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, down, up, k, i, j = args
-        factors = _load_vector(context, builder, signature.args[2], up, k, j, LANES)
+        sums, downs, ups, k, i, j = args
+        factors = _load_vector(context, builder, up, ups, k, j, LANES)
         rows = []
-        for q, row in enumerate(_rows(builder, tile)):
+        for q, row in enumerate(_rows(builder, sums)):
             index = _plus(builder, i, q)
-            factor = builder.load(_pointer(context, builder, signature.args[1], down, k, index))
+            factor = builder.load(_pointer(context, builder, down, downs, k, index))
             rows.append(_multiply_add(builder, _splat(builder, factor), factors, row))
         return _to_tile(builder, rows)
 
-    return _tile(_tile, down, up, types.intp, types.intp, types.intp), codegen
+    return tile(tile, down, up, types.intp, types.intp, types.intp), codegen
 
 
 def _narrow_bits(builder: Any, x: Any, precision: int) -> Any:
@@ -274,14 +310,14 @@ def _store_of(*, stream: bool) -> Callable[..., Any]:
 
         def rounded(builder: Any, row: Any) -> Any:
             if array.dtype == types.float32:
-                return builder.fptrunc(row, ir.VectorType(_FLOAT, LANES))
-            return _narrow_bits(builder, row, _PRECISION[array.dtype])
+                return row if row.type == _SINGLE_ROW else builder.fptrunc(row, _SINGLE_ROW)
+            return _narrow_bits(builder, _widen(builder, row), _PRECISION[array.dtype])
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            out, i, j, tile, peak = args
+            out, i, j, values, peak = args
             no_sign = _full(integers, 2 ** (bits - 1) - 1)
             highest = _full(integers, 0)
-            for q, wide in enumerate(_rows(builder, tile)):
+            for q, wide in enumerate(_rows(builder, values)):
                 row = rounded(builder, wide)
                 magnitude = builder.and_(builder.bitcast(row, integers), no_sign)
                 highest = _largest(builder, magnitude, highest)
@@ -292,7 +328,7 @@ def _store_of(*, stream: bool) -> Callable[..., Any]:
                     stored.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
             return _largest(builder, highest if bits == 32 else builder.zext(highest, _PEAK), peak)
 
-        return _peak(array, types.intp, types.intp, _tile, _peak), codegen
+        return _peak(array, types.intp, types.intp, tile, _peak), codegen
 
     return store
 
@@ -426,8 +462,9 @@ def _merge_rows(
     Args:
         w0: ``(d_out, d_in)`` float32.
         out: ``(d_out, d_in)`` float32, uint16 (binary16) or int16 (bfloat16).
-        a_down: ``(rank, d_out)`` float64; b_down likewise.
-        a_up: ``(rank, d_in)`` float64; b_up likewise.
+        a_down: ``(rank, d_out)``, float64 or float32: sums are formed in that type; b_down
+            likewise.
+        a_up: ``(rank, d_in)`` of the same type; b_up likewise.
         b_down: See a_down.
         b_up: See a_up.
         c: ``(1, d_in)`` float64, or without a row.
@@ -447,9 +484,10 @@ def _merge_rows(
             _prefetch(w0, following, j)
             if lead < 0:
                 _prefetch_for_writing(out, following, j)
-            tile = _add_low_rank(_constant(1.0), a_down, a_up, i, j)
-            tile = _add_product(_constant(-0.0), _load(w0, i, j), tile)
-            tile = _add_low_rank(tile, b_down, b_up, i, j)
+            tile = _add_low_rank(_begin(a_up), a_down, a_up, i, j)
+            frozen = _load(w0, i, j, tile)
+            tile = _add_product(_constant(a_up.dtype.type(-0.0)), frozen, tile)
+            tile = _end(_add_low_rank(tile, b_down, b_up, i, j), frozen)
             if lead >= 0 and j == column:
                 peak = _stream(out, i, j, tile, peak)
             else:
@@ -491,9 +529,10 @@ def _merge_rows_transposed(
                     _prefetch_tall(w0, i, ahead)
                 if lead < 0:
                     _prefetch_for_writing(out, ahead, i)
-                tile = _add_low_rank(_constant(1.0), a_up, a_down, j, i)
-                tile = _add_product(_constant(-0.0), _load_transposed(w0, i, j), tile)
-                tile = _add_low_rank(tile, b_up, b_down, j, i)
+                tile = _add_low_rank(_begin(a_up), a_up, a_down, j, i)
+                frozen = _load_transposed(w0, i, j, tile)
+                tile = _add_product(_constant(a_up.dtype.type(-0.0)), frozen, tile)
+                tile = _end(_add_low_rank(tile, b_up, b_down, j, i), frozen)
                 if lead >= 0 and i == column:
                     peak = _stream(out, j, i, tile, peak)
                 else:
@@ -513,7 +552,7 @@ def _round_tiles(values: Any, out: Any) -> Any:
     """
     peak = _no_peak()
     for i in range(0, values.shape[0], ROWS):
-        peak = _store(out, i, 0, _load(values, i, 0), peak)
+        peak = _store(out, i, 0, _load(values, i, 0, _constant(0.0)), peak)
     return _highest(peak)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -130,7 +131,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def parameters(manifest: Manifest) -> dict[str, dict[str, str]]:
+def parameters(versions: Mapping[int, Manifest]) -> dict[str, dict[str, str]]:
+    """Of a model with these versions, by number."""
+    manifest = versions[max(versions)]
     values = {
         "task": manifest.task,
         "version": manifest.version,
@@ -138,6 +141,12 @@ def parameters(manifest: Manifest) -> dict[str, dict[str, str]]:
         "adapter_sha256": manifest.adapter.sha256,
         "preprocessing": f"{{{MEAN_AND_STD},"
         '"size":[6,8],"interpolation":"bicubic","crop_pct":0.875,"crop_mode":"center"}',
+        "versions": json.dumps(
+            {
+                str(number): {"version": one.version, "adapter_sha256": one.adapter.sha256}
+                for number, one in versions.items()
+            }
+        ),
     }
     return {key: {"string_value": value} for key, value in values.items()}
 
@@ -177,7 +186,7 @@ def test_the_config_of_an_onnx_model_says_all_that_triton_needs(tmp_path: Path) 
         "instance_group": [{"count": 2}],  # and KIND_AUTO, which is zero and so left out
         "optimization": FULL_FLOAT32,
         "dynamic_batching": {"max_queue_delay_microseconds": "500"},
-        "parameters": parameters(made.manifest),
+        "parameters": parameters({1: made.manifest}),
         "model_warmup": [warmup(1), warmup(6)],
     }
 
@@ -344,7 +353,7 @@ def test_a_new_artifact_becomes_the_next_version_and_replaces_the_old(tmp_path: 
         "labels.txt",
         "warmup",
     ]
-    assert read_config(model.folder)["parameters"] == parameters(second.manifest)
+    assert read_config(model.folder)["parameters"] == parameters({2: second.manifest})
 
 
 def test_as_many_versions_stay_as_asked_and_each_says_what_it_is(tmp_path: Path) -> None:
@@ -362,6 +371,7 @@ def test_as_many_versions_stay_as_asked_and_each_says_what_it_is(tmp_path: Path)
         assert weights.stat().st_nlink == 1
     found = read_config(model.folder)
     assert found["version_policy"] == {"latest": {"num_versions": 2}}
+    assert found["parameters"] == parameters({2: exports[1].manifest, 3: exports[2].manifest})
     (agent,) = found["model_repository_agents"]["agents"]
     assert agent["name"] == "checksum"
     assert agent["parameters"] == {
@@ -727,5 +737,5 @@ def test_quotes_and_foreign_letters_survive_the_text_format(tmp_path: Path) -> N
     text = (model.folder / "config.pbtxt").read_text()
     assert text.startswith(HEADER)
     assert f"{MEAN_AND_STD}".replace('"', r"\"") in text
-    assert read_config(model.folder)["parameters"] == parameters(made.manifest)
+    assert read_config(model.folder)["parameters"] == parameters({1: made.manifest})
     assert (model.folder / "labels.txt").read_text("utf-8") == "".join(f"{n}\n" for n in labels)

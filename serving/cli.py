@@ -1,0 +1,298 @@
+"""The program ``python -m glora_deploy.serving``: its options, and what they ask for."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from glora_deploy.console import one_line_errors, wrong_usage_of
+from glora_deploy.options import StoreOption
+from glora_deploy.precision import Precision
+from glora_deploy.program import app_of, examples
+from glora_deploy.store.default_place import DEFAULT_STORE
+
+from .protocol.limits import Limits
+from .protocol.tokens import Tokens
+from .settings import LOOPBACK, ServerSettings
+from .tasks.settings import Backend, EngineSettings, MixedBatches
+
+TOKEN, MANAGEMENT_TOKEN = "GLORA_TOKEN", "GLORA_MANAGEMENT_TOKEN"
+"""Environment variables that hold the tokens, unless a file does."""
+
+ENGINE, TASKS, LIMITS, ACCESS, TELEMETRY = (
+    "Engine", "Tasks in memory", "Limits", "Who may ask", "What operators see",
+)  # fmt: skip
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+@examples(
+    "--store artifacts  # every task, for this machine alone",
+    "--port 8000 --grpc-port 8001  # as Triton listens",
+    "--memory-budget 4GiB --pin pets --prefetch digits",
+    "--host 0.0.0.0 --token-file /run/secrets/token",
+)
+def serve(
+    store: StoreOption = DEFAULT_STORE,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
+    ] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of HTTP; 0 for a free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Of gRPC; 0 for a free one.", show_default="no gRPC"),
+    ] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="What computes.", rich_help_panel=ENGINE)
+    ] = "onnxruntime",
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Where.", rich_help_panel=ENGINE)
+    ] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="Of the weights.", rich_help_panel=ENGINE)
+    ] = "fp32",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Threads within an operator.",
+            rich_help_panel=ENGINE,
+            show_default="the runtime's choice",
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int,
+        typer.Option(min=1, help="Most images of a request and a batch.", rich_help_panel=ENGINE),
+    ] = 16,
+    max_delay_ms: Annotated[
+        float,
+        typer.Option(min=0, help="How long a batch waits to fill up.", rich_help_panel=ENGINE),
+    ] = 0.0,
+    mixed_batches: Annotated[
+        MixedBatches,
+        typer.Option(
+            help="Whether tasks whose deltas allow it share a batch.", rich_help_panel=ENGINE
+        ),
+    ] = "auto",
+    memory_budget: Annotated[
+        str,
+        typer.Option(help="For merged weights, such as 500MB or 4GiB.", rich_help_panel=TASKS),
+    ] = "2GiB",
+    prefetch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK",
+            help="Merge before the first request; may be given several times.",
+            rich_help_panel=TASKS,
+            show_default=False,
+        ),
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK",
+            help="Keep in memory; may be given several times.",
+            rich_help_panel=TASKS,
+            show_default=False,
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch/--no-watch",
+            help="Pick up new versions by itself, not on load alone.",
+            rich_help_panel=TASKS,
+        ),
+    ] = True,
+    allow_unproven: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unproven",
+            help="Serve versions whose export failed its parity check.",
+            rich_help_panel=TASKS,
+        ),
+    ] = False,
+    require_proven: Annotated[
+        bool,
+        typer.Option(
+            "--require-proven",
+            help="Refuse versions without an export that passed its parity check.",
+            rich_help_panel=TASKS,
+        ),
+    ] = False,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Images that may wait.", rich_help_panel=LIMITS)
+    ] = 256,
+    max_body: Annotated[
+        str, typer.Option(help="Largest body of a request.", rich_help_panel=LIMITS)
+    ] = "64MiB",
+    max_pixels: Annotated[
+        int,
+        typer.Option(min=1, help="Of an encoded image, by its header.", rich_help_panel=LIMITS),
+    ] = Limits().max_pixels,
+    max_wait_s: Annotated[
+        float,
+        typer.Option(min=0.001, help="Longest that a request waits.", rich_help_panel=LIMITS),
+    ] = Limits().max_wait_s,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Requests a second from one address.",
+            rich_help_panel=LIMITS,
+            show_default="any number",
+        ),
+    ] = None,
+    decode_threads: Annotated[
+        int, typer.Option(min=1, help="Threads that decode images.", rich_help_panel=LIMITS)
+    ] = ServerSettings().decode_threads,
+    drain_s: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Longest that leaving takes, after SIGTERM.", rich_help_panel=LIMITS
+        ),
+    ] = ServerSettings().drain_s,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Holds the token to ask with; else {TOKEN} does. Without either, anyone may.",
+            rich_help_panel=ACCESS,
+            show_default=False,
+        ),
+    ] = None,
+    management_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Holds the token to load and unload with; else {MANAGEMENT_TOKEN} does. Without "
+            "either, nobody may.",
+            rich_help_panel=ACCESS,
+            show_default=False,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Of /metrics without a token; else it is at --port, behind the token.",
+            rich_help_panel=TELEMETRY,
+            show_default=False,
+        ),
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="Of the log.", rich_help_panel=TELEMETRY)
+    ] = "text",
+    log_requests: Annotated[
+        bool,
+        typer.Option(
+            "--log-requests/--no-log-requests",
+            help="A line for each request.",
+            rich_help_panel=TELEMETRY,
+        ),
+    ] = True,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Collector of traces, such as http://127.0.0.1:4318.",
+            rich_help_panel=TELEMETRY,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Answer for every task of a store from one backbone in memory.
+
+    Speaks the Open Inference Protocol over HTTP and gRPC, so clients of Triton's work as they are;
+    takes images at /v1/tasks/TASK/predict; shows a page at /. The first line says where.
+    """
+    with wrong_usage_of("--memory-budget"):
+        budget_bytes = to_bytes(memory_budget)
+    with wrong_usage_of("--max-body"):
+        limits = Limits(
+            max_body_bytes=to_bytes(max_body), max_pixels=max_pixels, max_wait_s=max_wait_s
+        )
+    with wrong_usage_of("--max-queue"):
+        engine_settings = EngineSettings(
+            backend=backend,
+            device=device,
+            precision=precision,
+            threads=threads,
+            memory_budget_bytes=budget_bytes,
+            max_batch=max_batch,
+            max_delay_ms=max_delay_ms,
+            max_queue=max_queue,
+            prefetch=tuple(prefetch or ()),
+            pins=tuple(pin or ()),
+            mixed_batches=mixed_batches,
+            watch_s=EngineSettings().watch_s if watch else None,
+            allow_unproven=allow_unproven,
+            require_proven=require_proven,
+        )
+    with one_line_errors():
+        settings = ServerSettings(
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            tokens=Tokens(
+                inference=read_token(token_file, TOKEN),
+                management=read_token(management_token_file, MANAGEMENT_TOKEN),
+            ),
+            limits=limits,
+            rate_per_s=rate,
+            decode_threads=decode_threads,
+            drain_s=drain_s,
+        )
+        from .run import run_server
+        from .telemetry.access_log import configure_logging
+
+        configure_logging(log_format, requests=log_requests)
+        run_server(
+            store, engine_settings, settings, otlp_endpoint=otlp_endpoint, announce=_announce
+        )
+
+
+def to_bytes(text: str) -> int:
+    """A size such as ``500MB`` or ``4GiB``, in bytes.
+
+    >>> to_bytes("1.5KiB"), to_bytes("2GB")
+    (1536, 2000000000)
+
+    Raises:
+        ValueError: If it is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"a size must be a number with a unit, such as 500MB or 4GiB, got {text!r}"
+        )
+    number, prefix, binary = match.groups()
+    power = " KMGT".index(prefix.upper() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def read_token(file: Path | None, variable: str) -> str | None:
+    """A token: of a file if one is named, else of the environment; None if of neither.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    if file is not None:
+        return file.read_text("utf-8").strip()
+    return os.environ.get(variable) or None
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)
+
+
+app = app_of(serve)
+
+
+def main() -> None:
+    """Entry point of ``python -m glora_deploy.serving``."""
+    app()

@@ -1,0 +1,14 @@
+"""A backbone's network that runs with the weights of one task after another.
+
+=====================  ==========================================================================
+``network``            what every runtime offers: room for merged weights, and a run with them
+``stored_graph``       the ONNX graph of a backbone, found in the store without torch
+``weight_inputs``      that graph with the adapted weights as inputs
+``onnx_runtime``       such a graph on ONNX Runtime
+``torch_network``      the network in PyTorch; the one module here that imports it
+``mixed``              a graph on ONNX Runtime whose batches hold images of many tasks
+``mixed_graph``        how that graph is made
+=====================  ==========================================================================
+
+Nothing here knows tasks, versions or queues.
+"""

@@ -1,0 +1,108 @@
+"""uvicorn around the application: its own socket, and an orderly leave."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import uvicorn
+from fastapi import FastAPI
+
+from ..service import Service
+from ..settings import ServerSettings
+
+_MAX_HEADER_BYTES = 64 << 10
+_LOOK_S = 0.1
+"""How often a leave looks whether it was told to hurry; as uvicorn does."""
+
+
+class Beside(Protocol):
+    """Another transport on the same event loop, over the same service."""
+
+    async def leave(self) -> None:
+        """Take nothing more, answer what has come, and end."""
+        ...
+
+    async def end(self) -> None:
+        """End at once."""
+        ...
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that nobody is answered from yet; taken before anything slow is done.
+
+    Raises:
+        OSError: If the address is in use or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off for sockets that name TCP alone. With it, a body waits for
+    # the acknowledgement of its headers, which clients put off for 40 ms.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+class HttpServer(uvicorn.Server):
+    """Serves the application until it is told to leave.
+
+    Args:
+        app: Of ``build_app``.
+        settings: Of the server.
+    """
+
+    def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,  # the gate writes its own
+                server_header=False,
+                proxy_headers=False,  # any client can write them
+                ws="none",
+                lifespan="on",
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                timeout_graceful_shutdown=math.ceil(settings.drain_s),
+            )
+        )
+        self.listening = threading.Event()
+        """Set once requests are taken."""
+        self.beside: Beside | None = None
+        """Leaves when this does, and before the threads that both use are ended."""
+        self._service: Service = app.state.service
+
+    def leave(self) -> None:
+        """Take nothing more, answer what has come, and end; a second call ends at once."""
+        self.force_exit = self.should_exit
+        self._service.draining = True
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take requests."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Leave in order, and at a second call to ``leave`` at once."""
+        if self.beside is not None:
+            leaving = asyncio.ensure_future(self.beside.leave())
+            while not self.force_exit and not leaving.done():
+                await asyncio.wait((leaving,), timeout=_LOOK_S)
+            if self.force_exit:
+                await self.beside.end()
+            await leaving
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to whoever runs this: there is more to close than HTTP."""
+        yield

@@ -1,0 +1,36 @@
+"""How large a request may be, and how long it may wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glora_deploy.data.image_file import MAX_PIXELS
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of every request, whatever it comes over."""
+
+    max_body_bytes: int = 64 * MEBIBYTE
+    """Of a request, and of what it decompresses to."""
+    max_pixels: int = MAX_PIXELS
+    """Of one encoded image, by its header, before anything is decoded."""
+    max_image_bytes: int = 20 * MEBIBYTE
+    """Of one encoded image."""
+    max_json_depth: int = 100
+    """Brackets within brackets in JSON."""
+    max_id_chars: int = 256
+    """Of the id of a call."""
+    max_wait_s: float = 30.0
+    """A request that has not reached a batch by then fails, whatever it asked for, in seconds."""
+
+    def __post_init__(self) -> None:
+        for field in ("max_body_bytes", "max_image_bytes", "max_json_depth", "max_id_chars"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise ValueError(f"max_pixels must be 1 to {MAX_PIXELS:,}, got {self.max_pixels}")
+        if not self.max_wait_s > 0:
+            raise ValueError(f"max_wait_s must be above 0, got {self.max_wait_s}")

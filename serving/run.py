@@ -1,0 +1,176 @@
+"""A server from its first bind to its last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from glora_deploy.errors import MissingDependencyError, StoreError
+
+from .settings import ServerSettings
+from .tasks.contract import TaskEngine
+from .tasks.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from .http.server import HttpServer
+    from .service import Service
+
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Read by ONNX Runtime when it is loaded: it would tell its makers what it runs on."""
+
+_BACKLOG = 2048
+"""Connections that wait to be accepted."""
+
+
+def run_server(
+    store: Path,
+    engine_settings: EngineSettings,
+    settings: ServerSettings,
+    *,
+    otlp_endpoint: str | None = None,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve a store until SIGTERM or Ctrl-C; then answer what has come, and return.
+
+    Args:
+        store: Folder of the store; only read.
+        engine_settings: Of the engine.
+        settings: Of the server.
+        otlp_endpoint: Where traces go; nowhere if None.
+        announce: Given one line once requests are taken.
+
+    Raises:
+        StoreError: If there is no store, or nothing in it can be served.
+        OSError: If a port is in use; names it.
+        MissingDependencyError: If a package of the extra ``serve`` is missing.
+    """
+    os.environ.setdefault(_NO_TELEMETRY, "1")
+    try:
+        from .http.app import build_app
+        from .http.server import HttpServer
+        from .telemetry.metrics import Metrics
+        from .telemetry.telemetry import Telemetry
+        from .telemetry.tracing import Tracing
+
+        if settings.grpc_port is not None:
+            from .grpc import server as _  # noqa: F401 # what is missing is told before the start
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(str(error.name), "serve", "serving") from error
+    with ExitStack() as stack:
+        bound = stack.enter_context(_bound(settings.host, settings.port))
+        tracing = Tracing.to_endpoint(otlp_endpoint) if otlp_endpoint else None
+        engine = _open_engine(store, engine_settings)
+        stack.callback(engine.close, settings.drain_s)
+        metrics = Metrics(
+            engine,
+            max_tasks=settings.max_task_labels,
+            version=installed_version("glora-deploy"),
+        )
+        if settings.metrics_port is not None:
+            with _named(settings.host, settings.metrics_port):
+                stack.callback(metrics.serve(settings.host, settings.metrics_port))
+        telemetry = Telemetry(metrics=metrics, tracing=tracing)
+        stack.callback(telemetry.close)
+        app = build_app(engine, settings, telemetry=telemetry)
+        server = HttpServer(app, settings)
+        with _left_by_signal(server.leave):
+            asyncio.run(_serve(server, app.state.service, bound, announce))
+
+
+async def _serve(
+    server: HttpServer, service: Service, bound: socket.socket, announce: Callable[[str], None]
+) -> None:
+    """Answer over every transport until the server is told to leave."""
+    line = _line(bound, service.engine)
+    bound.listen(_BACKLOG)  # who reads the line may connect at once
+    if service.settings.grpc_port is None:
+        announce(line)
+        await server.serve([bound])
+        return
+    from .grpc.server import serve_grpc
+
+    grpc = server.beside = await serve_grpc(service)
+    try:
+        announce(f"{line}; gRPC at {_address(service.settings.host, grpc.port)}")
+        await server.serve([bound])
+    finally:
+        await grpc.end()
+
+
+def _open_engine(store: Path, settings: EngineSettings) -> TaskEngine:
+    from .tasks.engine import StoreEngine
+
+    engine = StoreEngine(store, settings)
+    try:
+        if not engine.tasks():
+            raise StoreError(
+                f"{store}: must hold a task to serve, it has none. "
+                "Train one: python -m glora_deploy.training --task digits"
+            )
+        ready = [each for each in engine.versions() if each.state == "READY"]
+        if not ready:
+            first = engine.versions()[0]
+            raise StoreError(
+                f"{store}: must hold a version that can be served, got {first.task}/"
+                f"{first.version} {first.state}: {first.reason}"
+            )
+    except BaseException:
+        engine.close(0)
+        raise
+    return engine
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    from .http.server import bind
+
+    with _named(host, port):
+        bound = bind(host, port)
+    with bound:
+        yield bound
+
+
+@contextmanager
+def _named(host: str, port: int) -> Iterator[None]:
+    """Say which address an error of the operating system is about."""
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            f"{host}:{port}: must be an address that is free, got: {reason}. Give another --port"
+        ) from error
+
+
+@contextmanager
+def _left_by_signal(leave: Callable[[], None]) -> Iterator[None]:
+    """Leave in order at SIGTERM or Ctrl-C; at the second one at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        leave()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(bound: socket.socket, engine: TaskEngine) -> str:
+    host, port = bound.getsockname()[:2]
+    n_tasks = len(engine.tasks())
+    return f"http://{_address(host, port)} serves {n_tasks} task{'s' if n_tasks != 1 else ''}"
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,89 @@
+"""What every transport needs: the engine, the threads that may block, how to wait for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from .errors import OverloadedError
+from .settings import ServerSettings
+from .tasks.contract import Answer, InferRequest, TaskEngine
+from .telemetry.request_record import RequestRecord
+from .telemetry.telemetry import Telemetry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MANAGEMENT_THREADS = 2
+
+
+class Service:
+    """The engine as the transports use it.
+
+    Args:
+        engine: Answers.
+        settings: Of the server.
+        telemetry: Where records of requests go.
+    """
+
+    def __init__(self, engine: TaskEngine, settings: ServerSettings, telemetry: Telemetry) -> None:
+        self.engine, self.settings, self.telemetry = engine, settings, telemetry
+        self.draining = False
+        """Whether the server was told to leave: nothing new is taken."""
+        self._decoding = 0
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, "glora-decode")
+        # A load may take a minute. It must hold up neither a decode nor a look at the statistics.
+        self._managers = ThreadPoolExecutor(_MANAGEMENT_THREADS, "glora-manage")
+        self._readers = ThreadPoolExecutor(1, "glora-read")
+
+    async def decode(
+        self, record: RequestRecord, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Do work on a request's bytes in one of the few threads for that.
+
+        Raises:
+            OverloadedError: If too many requests wait for them already.
+        """
+        if self._decoding >= self.settings.max_decoding:
+            raise OverloadedError("too many images wait to be decoded. Come back later")
+        self._decoding += 1
+        try:
+            with record.decoding():
+                return await _in_thread(self._decoders, work, *args, **kwargs)
+        finally:
+            self._decoding -= 1
+
+    async def manage(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what changes what is served, off the event loop."""
+        return await _in_thread(self._managers, work, *args, **kwargs)
+
+    async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what reads much of the engine, off the event loop."""
+        return await _in_thread(self._readers, work, *args, **kwargs)
+
+    async def answer(self, record: RequestRecord, asked: InferRequest) -> Answer:
+        """Ask the engine. To cancel this takes the request out of the queue.
+
+        Args:
+            record: Of the request.
+            asked: What to ask.
+
+        Raises:
+            ServingError: Of the engine.
+        """
+        submitted_ns = time.time_ns()
+        answer = await asyncio.wrap_future(self.engine.submit(asked))
+        record.answered(answer, submitted_ns)
+        return answer
+
+    def close(self) -> None:
+        """End the threads once what they do is done."""
+        for pool in (self._decoders, self._managers, self._readers):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def _in_thread(pool: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.wrap_future(pool.submit(work, *args, **kwargs))

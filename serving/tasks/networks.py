@@ -1,0 +1,158 @@
+"""Which network a version runs on: one per backbone, architecture and set of adapted tensors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from glora_deploy.errors import BackboneMismatchError
+from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.fingerprint import fingerprint
+from glora_deploy.store.manifest import Manifest
+from glora_deploy.store.mapped_safetensors import TensorMap, map_tensors
+from glora_deploy.store.reader import BACKBONE_WEIGHTS, StoreReader
+
+from ..engines.mixed import MixedNetwork, can_be_mixed, linear_layers
+from ..engines.network import Network
+from ..engines.onnx_runtime import OnnxNetwork
+from ..engines.stored_graph import find_graph
+from ..errors import LoadError
+from .merge_task import adapted_tensors
+from .settings import EngineSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A network, and the frozen tensors that its tasks are merged from.
+
+    It is one for batches of many tasks where the deltas, the network and the settings allow it.
+    """
+
+    network: Network[Any] | MixedNetwork
+    frozen: TensorMap
+
+
+class Networks:
+    """Every network that the versions of a store need, each made once; safe for many threads.
+
+    Args:
+        store: Holds backbones and graphs.
+        settings: Say on which runtime, and how.
+    """
+
+    def __init__(self, store: StoreReader, settings: EngineSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._backbones: dict[str, TensorMap] = {}
+        self._networks: dict[Hashable, Loaded] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def backbone_bytes(self) -> int:
+        """Of all backbones, mapped once each."""
+        with self._lock:
+            return sum(t.nbytes for frozen in self._backbones.values() for t in frozen.values())
+
+    def of(self, artifact: Artifact, others: Callable[[], Iterable[Artifact]]) -> Loaded:
+        """The network of a version; made now if no version before had the same.
+
+        Args:
+            artifact: The version.
+            others: Artifacts whose exports may hold its graph.
+
+        Raises:
+            StoreError: If the store does not keep the backbone.
+            BackboneMismatchError: If the backbone is not the one the delta was trained on.
+            LoadError: If the store holds no graph of it.
+            ExportError: If the runtime refuses the graph.
+            MissingDependencyError: If the runtime is missing.
+        """
+        key = self._key(artifact)
+        with self._lock:
+            if (found := self._networks.get(key)) is None:
+                found = self._networks[key] = self._make(artifact, others())
+            return found
+
+    def _key(self, artifact: Artifact) -> Hashable:
+        backbone = artifact.manifest.backbone
+        key = (
+            backbone.fingerprint,
+            backbone.name,
+            json.dumps(backbone.model_args, sort_keys=True),
+            backbone.input_size,
+            backbone.classifier,
+            tuple(sorted(artifact.manifest.head)),
+            adapted_tensors(artifact.manifest),
+            can_be_mixed(artifact.manifest),
+        )
+        # Below fp32 the graph itself is the task's.
+        own = artifact.manifest.adapter.sha256 if self._settings.precision != "fp32" else ""
+        return (*key, own)
+
+    def _make(self, artifact: Artifact, others: Iterable[Artifact]) -> Loaded:
+        manifest, settings = artifact.manifest, self._settings
+        frozen = self._frozen(artifact)
+        if settings.backend == "torch":
+            from ..engines.torch_network import TorchNetwork  # a server without it needs no torch
+
+            adapted = adapted_tensors(manifest)
+            return Loaded(
+                TorchNetwork(manifest, frozen, adapted=adapted, device=settings.device), frozen
+            )
+        graph = find_graph(self._store, artifact, settings.precision, others)
+        weights = self._store.backbone_path(manifest.backbone.fingerprint) / BACKBONE_WEIGHTS
+        if (mixed := self._make_mixed(manifest, graph, weights, frozen)) is not None:
+            return Loaded(mixed, frozen)
+        network = OnnxNetwork(
+            graph,
+            weights,
+            frozen,
+            adapted=adapted_tensors(manifest),
+            head=tuple(manifest.head),
+            threads=settings.threads,
+            device=settings.device,
+        )
+        return Loaded(network, frozen)
+
+    def _make_mixed(
+        self, manifest: Manifest, graph: onnx.ModelProto, weights: Path, frozen: TensorMap
+    ) -> MixedNetwork | None:
+        settings = self._settings
+        wanted = settings.mixed_batches == "auto" and settings.device == "cpu"
+        if not wanted or settings.precision != "fp32" or not can_be_mixed(manifest):
+            return None
+        try:
+            return MixedNetwork(
+                graph,
+                weights,
+                frozen,
+                layers=linear_layers(manifest),
+                head=tuple(manifest.head),
+                threads=settings.threads,
+            )
+        except LoadError as error:
+            log.info("%s: tasks do not share batches: %s", manifest.backbone.name, error)
+            return None
+
+    def _frozen(self, artifact: Artifact) -> TensorMap:
+        """The backbone's tensors, their fingerprint checked the first time."""
+        wanted = artifact.manifest.backbone.fingerprint
+        if (known := self._backbones.get(wanted)) is not None:
+            return known
+        tensors = map_tensors(self._store.backbone_path(wanted) / BACKBONE_WEIGHTS)
+        if (found := fingerprint(tensors)) != wanted:
+            raise BackboneMismatchError(
+                f"{artifact.task}/{artifact.version}: the backbone's tensors have fingerprint "
+                f"{found[:12]}.., the delta was trained on {wanted[:12]}... Restore the file."
+            )
+        self._backbones[wanted] = tensors
+        return tensors

@@ -1,0 +1,1 @@
+"""The page for people: plain HTML, JavaScript and CSS, served from the package's own files."""
