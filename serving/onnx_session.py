@@ -73,8 +73,8 @@ class WeightedSession:
         folder: Where its external data lie; they are mapped, not read.
         threads: Threads within an operator; ONNX Runtime's own choice if None.
         device: ``cuda`` keeps weights and results on the device.
-        constants: Initializers of the graph that are given as arrays: ONNX Runtime refers to their
-            memory for as long as this object lives.
+        constants: Initializers of the graph, marked as external, that are given as arrays: ONNX
+            Runtime refers to their memory for as long as this object lives.
 
     Raises:
         MissingDependencyError: If ONNX Runtime is missing, or has no CUDA for ``device="cuda"``.
@@ -97,8 +97,10 @@ class WeightedSession:
             "session.model_external_initializers_file_folder_path", str(folder)
         )
         self._constants = {name: self.value(array) for name, array in (constants or {}).items()}
-        for name, value in self._constants.items():
-            options.add_initializer(name, value)
+        if self._constants:
+            # Not add_initializer: what it gives is put in after the graph was optimised, and
+            # optimisers that read numbers, as those of convolutions do, would read others.
+            options.add_external_initializers(list(self._constants), list(self._constants.values()))
         provider, settings = _PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():
             raise MissingDependencyError("onnxruntime-gpu", "gpu", "running an ONNX model on CUDA")

@@ -65,6 +65,28 @@ def test_it_answers_as_the_network_whose_weights_it_is_fed(kind: str, tmp_path: 
     assert not np.allclose(expected, wrong, atol=100 * ATOL)
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_weights_laid_out_as_constants_answer_alike(kind: str, tmp_path: Path) -> None:
+    frozen, task = make_network(kind, seed=0), make_network(kind, seed=3)
+    head, state = head_names(kind), task.state_dict()
+    weights = write_weights(frozen, tmp_path)
+    skeleton = make_skeleton(kind)
+    adapted = [name for name in state if name not in head]
+    network = OnnxNetwork(
+        skeleton, weights, map_tensors(weights), adapted=adapted, head=head, threads=1
+    )
+    read = {n for node in skeleton.graph.node if node.op_type == "Conv" for n in node.input[1:]}
+    assert read & network.layout.slots.keys()  # optimisers read the numbers of these
+    views = network.layout.views(Buffer(network.layout.size_bytes))
+    for name, view in views.items():
+        value = state[name].numpy()
+        view[...] = value.T if network.layout.slots[name].transposed else value
+    fixed = network.fix(views, {name: state[name].numpy() for name in head})
+    assert fixed is not None
+    images = make_images(kind)
+    np.testing.assert_allclose(network.run(fixed, images), torch_logits(task, images), atol=ATOL)
+
+
 def test_the_head_may_have_any_number_of_rows(tmp_path: Path) -> None:
     model = make_network("vit")
     head = head_names("vit")
