@@ -33,7 +33,7 @@ from glora_deploy.serving.tasks.settings import EngineSettings
 REST_S = 0.05  # threads spin for a while after their work, on others' time
 
 
-def peft_swap() -> Callable[[], object]:
+def peft_swap(device: str = "cpu") -> Callable[[], object]:
     """PEFT's unmerge of one GLoRA adapter and merge of another, over the same layers."""
     from peft.tuners.glora.config import GloraConfig
     from peft.tuners.glora.layer import GloraLinear
@@ -53,7 +53,7 @@ def peft_swap() -> Callable[[], object]:
                 path = getattr(glora, f"glora_{support}")[adapter]
                 path.Xd.data = layer.supports[f"{support}_d"].clone()
                 path.Xu.data = layer.supports[f"{support}_u"].clone()
-        glora.merge(adapter_names=["one"])
+        glora.to(device).merge(adapter_names=["one"])
         adapted.append(glora)
     names = ["two", "one"]
 
