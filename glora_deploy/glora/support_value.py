@@ -6,12 +6,32 @@ elsewhere. ``forms`` says which names and shapes there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from .forms import Support
 
 Array = TypeVar("Array")
+
+
+def split_delta(
+    tensors: Mapping[str, Array], layers: Iterable[str]
+) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
+    """A delta's supports by layer, and the rest of it, which is the classifier.
+
+    Args:
+        tensors: ``<layer>.A_d``, ..., and the classifier's under its own names.
+        layers: The adapted layers; those without supports get an empty mapping.
+    """
+    supports: dict[str, dict[str, Array]] = {layer: {} for layer in layers}
+    rest: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        layer, _, support = name.rpartition(".")
+        if layer in supports:
+            supports[layer][support] = tensor
+        else:
+            rest[name] = tensor
+    return supports, rest
 
 
 def value_of(tensors: Mapping[str, Array], support: Support) -> Array | None:

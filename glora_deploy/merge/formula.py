@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError
 from ..glora.forms import LayerShape
-from ..glora.support_value import value_of
+from ..glora.support_value import split_delta, value_of
 from .cpu import MergeJob, fused_merge_layers
 from .cuda import CudaMergeJob, fused_merge_layers_cuda
 from .rounding import round_once
@@ -92,12 +92,9 @@ def split_by_layer(supports: Mapping[str, Tensor], layers: Iterable[str]) -> dic
     Raises:
         ValueError: If a name belongs to none of the layers.
     """
-    grouped: dict[str, dict[str, Tensor]] = {layer: {} for layer in layers}
-    for name, tensor in supports.items():
-        layer, _, support = name.rpartition(".")
-        if layer not in grouped:
-            raise ValueError(f"{name}: no such layer among the {len(grouped)} to adapt")
-        grouped[layer][support] = tensor
+    grouped, rest = split_delta(supports, layers)
+    for name in rest:
+        raise ValueError(f"{name}: no such layer among the {len(grouped)} to adapt")
     return dict(grouped)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import BackboneMismatchError, NonFiniteError
 from ..glora.forms import LayerShape
+from ..glora.support_value import split_delta
 from ..precision import PRECISIONS, Precision, is_float
 from ..store.mapped_safetensors import TensorMap, create_tensor_file, map_tensors
 from .cpu import MergeJob, fused_merge_layers
@@ -49,15 +50,8 @@ def write_merged(
         OSError: If there is no space.
     """
     frozen = map_tensors(backbone)
-    supports: dict[str, dict[str, NDArray[Any]]] = {layer: {} for layer in layers}
-    head: dict[str, NDArray[Any]] = {}
-    for name, value in delta.items():
-        layer, _, support = name.rpartition(".")
-        if layer in supports:
-            supports[layer][support] = value
-        else:
-            head[name] = value
-    if missing := sorted(layer for layer in layers if f"{layer}.weight" not in frozen):
+    supports, head = split_delta(delta, layers)
+    if missing := sorted(layer for layer in supports if f"{layer}.weight" not in frozen):
         raise BackboneMismatchError(
             f"{backbone}: has no layer {missing[0]}, which the delta adapts"
         )

@@ -5,10 +5,11 @@
 ``stored_graph``       the ONNX graph of a backbone, found in the store without torch
 ``weight_inputs``      that graph with the adapted weights as inputs
 ``onnx_runtime``       such a graph on ONNX Runtime
-``torch_network``      the network in PyTorch; the one module here that imports it
+``torch_network``      the network in PyTorch, on the CPU
+``torch_gpu``          the same on a GPU, where tasks are merged too
 ``mixed``              a graph on ONNX Runtime whose batches hold images of many tasks
 ``mixed_graph``        how that graph is made
 =====================  ==========================================================================
 
-Nothing here knows tasks, versions or queues.
+Only the two of PyTorch import torch. Nothing here knows tasks, versions or queues.
 """

@@ -12,10 +12,12 @@ import math
 import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from glora_deploy.store.manifest import Manifest
 
 ALIGNMENT = 64
 """Bytes; where a cache line starts the fused merge writes fastest."""
@@ -119,4 +121,30 @@ class Network(Protocol, Generic[W]):
 
     def run(self, weights: W, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits ``(n, n_classes)`` of preprocessed images ``(n, 3, h, w)``."""
+        ...
+
+
+@runtime_checkable
+class MergingNetwork(Protocol, Generic[W]):
+    """One architecture that merges tasks itself, in memory of its own device."""
+
+    def size_of(self, manifest: Manifest) -> int:
+        """Bytes that the weights of a task take there."""
+        ...
+
+    def merge(self, manifest: Manifest, delta: Mapping[str, NDArray[Any]]) -> W:
+        """A task's weights.
+
+        Args:
+            manifest: Of the delta.
+            delta: Its tensors by name. Not modified.
+
+        Raises:
+            BackboneMismatchError: If an adapted layer is not in the backbone, or has another shape.
+            NonFiniteError: If a number is not finite.
+        """
+        ...
+
+    def run(self, weights: W, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As ``Network.run``."""
         ...

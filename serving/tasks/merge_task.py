@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glora_deploy.errors import BackboneMismatchError, NonFiniteError
+from glora_deploy.glora.support_value import split_delta
 from glora_deploy.merge.cpu import MergeJob, fused_merge, fused_merge_layers
 from glora_deploy.merge.cpu_kernel import LANES
 from glora_deploy.store.manifest import Manifest
@@ -74,11 +75,7 @@ def merge_task(
         BackboneMismatchError: If an adapted layer is not in the backbone, or has another shape.
         NonFiniteError: If a merged number is not finite in the slots' dtype.
     """
-    supports: dict[str, dict[str, NDArray[Any]]] = {layer: {} for layer in manifest.layers}
-    for name, value in delta.items():
-        layer, _, support = name.rpartition(".")
-        if layer in supports:
-            supports[layer][support] = value
+    supports, _ = split_delta(delta, manifest.layers)
     jobs = {}
     for layer, tensors in supports.items():
         weight, bias = f"{layer}.weight", f"{layer}.bias"

@@ -20,10 +20,11 @@ from glora_deploy.store.mapped_safetensors import TensorMap, map_tensors
 from glora_deploy.store.reader import BACKBONE_WEIGHTS, StoreReader
 
 from ..engines.mixed import MixedNetwork, can_be_mixed, linear_layers
-from ..engines.network import Network
+from ..engines.network import MergingNetwork, Network
 from ..engines.onnx_runtime import OnnxNetwork
 from ..engines.stored_graph import find_graph
 from ..errors import LoadError
+from ..onnx_session import Device
 from .merge_task import adapted_tensors
 from .settings import EngineSettings
 
@@ -37,7 +38,7 @@ class Loaded:
     It is one for batches of many tasks where the deltas, the network and the settings allow it.
     """
 
-    network: Network[Any] | MixedNetwork
+    network: Network[Any] | MergingNetwork[Any] | MixedNetwork
     frozen: TensorMap
 
 
@@ -102,12 +103,7 @@ class Networks:
         manifest, settings = artifact.manifest, self._settings
         frozen = self._frozen(artifact)
         if settings.backend == "torch":
-            from ..engines.torch_network import TorchNetwork  # a server without it needs no torch
-
-            adapted = adapted_tensors(manifest)
-            return Loaded(
-                TorchNetwork(manifest, frozen, adapted=adapted, device=settings.device), frozen
-            )
+            return Loaded(_torch_network(manifest, frozen, settings.device), frozen)
         graph = find_graph(self._store, artifact, settings.precision, others)
         weights = self._store.backbone_path(manifest.backbone.fingerprint) / BACKBONE_WEIGHTS
         if (mixed := self._make_mixed(manifest, graph, weights, frozen)) is not None:
@@ -156,3 +152,17 @@ class Networks:
             )
         self._backbones[wanted] = tensors
         return tensors
+
+
+def _torch_network(
+    manifest: Manifest, frozen: TensorMap, device: Device
+) -> Network[Any] | MergingNetwork[Any]:
+    # A server on ONNX Runtime needs no torch.
+    adapted = adapted_tensors(manifest)
+    if device == "cpu":
+        from ..engines.torch_network import TorchNetwork
+
+        return TorchNetwork(manifest, frozen, adapted=adapted)
+    from ..engines.torch_gpu import TorchGpuNetwork
+
+    return TorchGpuNetwork(manifest, frozen, adapted=adapted)

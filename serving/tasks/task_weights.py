@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.mapped_safetensors import TensorMap
 
 from ..engines.mixed import MixedNetwork, RowTerms
-from ..engines.network import Buffer, Network
+from ..engines.network import Buffer, MergingNetwork, Network
 from .delta_shelf import Delta, DeltaShelf
 from .merge_task import head_of, merge_task
 from .networks import Loaded
@@ -39,10 +39,11 @@ class _InMemory:
 class MergedWeights(_InMemory):
     """A task's weights as its network runs them."""
 
-    network: Network[Any]
-    slots: Mapping[str, NDArray[Any]]
-    head: Mapping[str, NDArray[Any]]
+    network: Network[Any] | MergingNetwork[Any]
     bound: Any
+    slots: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Where the network does not merge itself."""
+    head: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     fixed: Any = None
     """The same as constants, if they were made for a task that stayed hot."""
 
@@ -95,7 +96,7 @@ class TaskWeights:
     def size_of(self, version: LiveVersion) -> int:
         """Bytes that a version takes in memory."""
         network, manifest = self._network_of(version).network, version.artifact.manifest
-        if isinstance(network, MixedNetwork):
+        if isinstance(network, MixedNetwork | MergingNetwork):
             return network.size_of(manifest)
         layout = network.layout
         return layout.size_bytes + manifest.n_head_parameters * layout.dtype.itemsize
@@ -119,13 +120,17 @@ class TaskWeights:
             delta = self.deltas.delta(version)
             if isinstance(network, MixedNetwork):
                 return lambda buffer: self._timed(lambda: _mixed(network, manifest, delta))
+            if isinstance(network, MergingNetwork):
+                return lambda buffer: self._timed(lambda: _merged_there(network, manifest, delta))
             head = head_of(manifest, delta, network.layout.dtype)
             return lambda buffer: self._timed(
                 lambda: _merged(network, manifest, delta, head, loaded.frozen, buffer)
             )
 
-        # Terms have memory of their own: their buffer is nothing.
-        buffer_bytes = 1 if isinstance(network, MixedNetwork) else network.layout.size_bytes
+        # What has memory of its own needs no buffer.
+        buffer_bytes = (
+            1 if isinstance(network, MixedNetwork | MergingNetwork) else network.layout.size_bytes
+        )
         lease = self.cache.lease(version, buffer_bytes, self.size_of(version), prepare)
         return lease, made
 
@@ -145,7 +150,7 @@ class TaskWeights:
             return False
         try:
             weights = lease.value
-            if isinstance(weights, MixedWeights):
+            if isinstance(weights, MixedWeights) or isinstance(weights.network, MergingNetwork):
                 return False
             if weights.fixed is not None:
                 return True
@@ -184,6 +189,16 @@ def _merged(
         slots=slots,
         head=head,
         bound=network.bind(slots, head),
+        task=manifest.task,
+        version=manifest.version,
+        delta_sha256=manifest.adapter.sha256,
+    )
+
+
+def _merged_there(network: MergingNetwork[Any], manifest: Manifest, delta: Delta) -> MergedWeights:
+    return MergedWeights(
+        network=network,
+        bound=network.merge(manifest, delta),
         task=manifest.task,
         version=manifest.version,
         delta_sha256=manifest.adapter.sha256,
