@@ -23,10 +23,62 @@ from glora_deploy.glora.support_value import split_delta, value_of
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.mapped_safetensors import TensorMap
 
-from .torch_network import TorchWeights, as_tensor, headless
+from .torch_network import as_tensor, head_logits, headless
+
+_ALIGNMENT = 64
+"""Numbers; matrices that begin at multiples of 256 bytes are multiplied fastest."""
 
 _one_at_a_time = threading.Lock()
 """Held by whoever uses the GPU: nobody may allocate there while another captures a graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Named tensors in one piece of memory, so that one operation moves all of them."""
+
+    memory: Tensor
+    views: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> _Joined:
+        """A copy of float32 tensors."""
+        sizes = [-(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
+        memory = next(iter(tensors.values())).new_zeros(sum(sizes)) if tensors else torch.zeros(0)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        joined = cls(memory, _views(memory, shapes))
+        for name, view in joined.views.items():
+            view.copy_(tensors[name])
+        return joined
+
+    def copy(self) -> _Joined:
+        """The same in memory of its own."""
+        memory = self.memory.clone()
+        return _Joined(memory, _views(memory, {n: view.shape for n, view in self.views.items()}))
+
+
+def _views(memory: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    views, begin = {}, 0
+    for name, shape in shapes.items():
+        views[name] = memory[begin : begin + shape.numel()].view(shape)
+        begin += -(-shape.numel() // _ALIGNMENT) * _ALIGNMENT
+    return views
+
+
+@dataclass(eq=False)
+class TorchGpuWeights:
+    """A task's weights on the GPU."""
+
+    slots: Tensor
+    """Every adapted tensor, as the network's own lie in memory."""
+    head_weight: Tensor
+    head_bias: Tensor | None
+
+    def finite(self) -> bool:
+        """Whether all of them are."""
+        parts = [self.slots, self.head_weight.view(-1)]
+        if self.head_bias is not None:
+            parts.append(self.head_bias)
+        return bool(torch.stack([part.isfinite().all() for part in parts]).all())
 
 
 @dataclass
@@ -63,65 +115,80 @@ class TorchGpuNetwork:
         tensors = {
             name: as_tensor(value).to(self._device, copy=True) for name, value in frozen.items()
         }
-        model, self._head = headless(manifest, tensors)
+        self._frozen = _Joined.of({n: t for n, t in tensors.items() if n in adapted})
+        # What adapted weights the network has now is a matter of whose turn it is.
+        self._places = self._frozen.copy()
+        model, self._head = headless(manifest, {**tensors, **self._places.views})
         self._model = model.to(self._device)  # what is in no file, too
-        self._places = {n: t for n, t in self._model.state_dict().items() if n in adapted}
-        # The places themselves hold the weights of whichever task ran last.
-        self._frozen = {name: place.clone() for name, place in self._places.items()}
-        self._holds: weakref.ref[TorchWeights] | None = None
+        self._holds: weakref.ref[TorchGpuWeights] | None = None
         self._captured: dict[int, _Captured] = {}
 
     def size_of(self, manifest: Manifest) -> int:
         """As ``MergingNetwork.size_of``."""
-        adapted_bytes: int = sum(place.nbytes for place in self._places.values())
-        return adapted_bytes + 4 * manifest.n_head_parameters
+        return self._places.memory.nbytes + 4 * manifest.n_head_parameters
 
     @torch.inference_mode()
-    def merge(self, manifest: Manifest, delta: Mapping[str, NDArray[Any]]) -> TorchWeights:
+    def merge(self, manifest: Manifest, delta: Mapping[str, NDArray[Any]]) -> TorchGpuWeights:
         """As ``MergingNetwork.merge``; sums are formed in float32, of biases in float64."""
         with _one_at_a_time:
-            sent = {name: as_tensor(value).to(self._device) for name, value in delta.items()}
-            supports, classifier = split_delta(sent, manifest.layers)
-            slots: dict[str, Tensor] = {}
+            supports, classifier = split_delta(self._sent(delta), manifest.layers)
+            merged = self._frozen.copy()
             for layer, own in supports.items():
-                slots |= self._merged(layer, own)
-            head = {name: tensor.float() for name, tensor in classifier.items()}
-            _require_finite(manifest, {**slots, **head})
-            bias_of_head = head.get(f"{self._head}.bias")
-            return TorchWeights(slots, head[f"{self._head}.weight"], bias_of_head)
+                self._merge(layer, own, merged.views)
+            weights = TorchGpuWeights(
+                merged.memory,
+                classifier[f"{self._head}.weight"].clone(),
+                None if (b := classifier.get(f"{self._head}.bias")) is None else b.clone(),
+            )
+            if not weights.finite():
+                bad = [n for n, tensor in merged.views.items() if not tensor.isfinite().all()]
+                raise NonFiniteError(
+                    f"{manifest.task}/{manifest.version}: {(bad or [self._head])[0]} must be "
+                    "finite when merged, got NaN or infinity"
+                )
+            return weights
 
     @torch.inference_mode()
-    def run(self, weights: TorchWeights, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, weights: TorchGpuWeights, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """As ``Network.run``; one batch at a time."""
         given = torch.from_numpy(images)
         with _one_at_a_time:
             self._put(weights)
-            return weights.logits(self._features(given))
+            return head_logits(self._features(given), weights.head_weight, weights.head_bias)
 
-    def _merged(self, layer: str, supports: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        w0, b0 = self._frozen.get(f"{layer}.weight"), self._frozen.get(f"{layer}.bias")
+    def _sent(self, delta: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """A delta on the GPU in float32, sent at once."""
+        flat = np.concatenate(
+            [value.astype(np.float32, copy=False).ravel() for value in delta.values()]
+        )
+        sent = torch.from_numpy(flat).to(self._device)
+        parts = torch.split(sent, [value.size for value in delta.values()])
+        return {
+            name: part.view(value.shape)
+            for (name, value), part in zip(delta.items(), parts, strict=True)
+        }
+
+    def _merge(self, layer: str, supports: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> None:
+        frozen = self._frozen.views
+        w0, b0 = frozen.get(f"{layer}.weight"), frozen.get(f"{layer}.bias")
         if w0 is None:
             raise BackboneMismatchError(f"the backbone must have {layer}, which the delta adapts")
         flat = w0.reshape(len(w0), -1)
-        shape = LayerShape(
-            kind="linear", d_out=flat.shape[0], d_in=flat.shape[1], bias=b0 is not None
-        )
+        d_out, d_in = flat.shape
+        shape = LayerShape(kind="linear", d_out=d_out, d_in=d_in, bias=b0 is not None)
         try:
             shape.require_fit({name: tuple(value.shape) for name, value in supports.items()})
         except ValueError as error:
             raise BackboneMismatchError(f"{layer}: {error}") from error
-        merged = {f"{layer}.weight": merge_weight(flat, supports).reshape(w0.shape)}
+        merge_weight(flat, supports, out[f"{layer}.weight"].view(d_out, d_in))
         if b0 is not None:
-            merged[f"{layer}.bias"] = merge_bias(flat, b0, supports)
-        return merged
+            merge_bias(flat, b0, supports, out[f"{layer}.bias"])
 
-    def _put(self, weights: TorchWeights) -> None:
+    def _put(self, weights: TorchGpuWeights) -> None:
         """Overwrite the parameters, if they are another task's."""
         if self._holds is not None and self._holds() is weights:
             return
-        self._holds = None  # half of each, until it is done
-        for name, tensor in weights.slots.items():
-            self._places[name].copy_(tensor)
+        self._places.memory.copy_(weights.slots)
         self._holds = weakref.ref(weights)
 
     # TF32, cuDNN's default for float32 convolutions, rounds their inputs to 10 bits.
@@ -150,35 +217,28 @@ class TorchGpuNetwork:
         return _Captured(graph, images, features)
 
 
-def merge_weight(w0: Tensor, supports: Mapping[str, Tensor]) -> Tensor:
-    """``w0 + w0 * A + B`` ``(d_out, d_in)`` float32, in memory of its own."""
-    own = {name: support.float() for name, support in supports.items()}
-    a = value_of(own, "A")
-    w = w0.clone() if a is None else w0 * (1 + a)
-    if "B_d" in own:
-        return w.addmm_(own["B_d"], own["B_u"])
-    b = value_of(own, "B")
-    return w if b is None else w.add_(b)
+def merge_weight(w0: Tensor, supports: Mapping[str, Tensor], out: Tensor) -> None:
+    """Write ``w0 + w0 * A + B`` ``(d_out, d_in)``; everything is float32."""
+    a = value_of(supports, "A")
+    if a is None:
+        out.copy_(w0)
+    else:
+        torch.addcmul(w0, w0, a, out=out)
+    if "B_d" in supports:
+        out.addmm_(supports["B_d"], supports["B_u"])
+    elif (b := value_of(supports, "B")) is not None:
+        out.add_(b)
 
 
-def merge_bias(w0: Tensor, b0: Tensor, supports: Mapping[str, Tensor]) -> Tensor:
-    """``b0 + b0 * D + E + w0 @ C`` ``(d_out,)``, in float64 and rounded once to float32."""
-    wide = {name: support.double() for name, support in supports.items()}
-    bias = b0.double()
+def merge_bias(w0: Tensor, b0: Tensor, supports: Mapping[str, Tensor], out: Tensor) -> None:
+    """Write ``b0 + b0 * D + E + w0 @ C`` ``(d_out,)``, summed in float64 and rounded once."""
+    wide = {name: support.double() for name, support in supports.items() if name[0] in "CDE"}
     c, d, e = value_of(wide, "C"), value_of(wide, "D"), value_of(wide, "E")
-    merged = bias if d is None else bias + bias * d
+    merged = b0.double() if wide else b0
+    if d is not None:
+        merged = merged + merged * d
     if e is not None:
         merged = merged + e
     if c is not None:
         merged = merged + (w0.double() @ c).squeeze(1)
-    return merged.float()
-
-
-def _require_finite(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-    flags = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
-    bad = [name for name, finite in zip(tensors, flags, strict=True) if not finite]
-    if bad:
-        raise NonFiniteError(
-            f"{manifest.task}/{manifest.version}: {bad[0]} must be finite when merged, "
-            f"got NaN or infinity in {len(bad)} tensors"
-        )
+    out.copy_(merged)

@@ -23,18 +23,11 @@ from .network import Slot, SlotLayout
 
 @dataclass(eq=False)
 class TorchWeights:
-    """A task's weights on the network's device."""
+    """A task's weights, in the memory that they were merged into."""
 
     slots: dict[str, Tensor]
     head_weight: Tensor
     head_bias: Tensor | None
-
-    def logits(self, features: Tensor) -> NDArray[np.float32]:
-        """The head's answer to features ``(n, d)``."""
-        logits: NDArray[np.float32] = (
-            F.linear(features, self.head_weight, self.head_bias).float().cpu().numpy()
-        )
-        return logits
 
 
 class TorchNetwork:
@@ -78,7 +71,8 @@ class TorchNetwork:
     def run(self, weights: TorchWeights, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """As ``Network.run``."""
         given = torch.from_numpy(images)
-        return weights.logits(torch.func.functional_call(self._model, weights.slots, (given,)))
+        features = torch.func.functional_call(self._model, weights.slots, (given,))
+        return head_logits(features, weights.head_weight, weights.head_bias)
 
 
 def headless(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, str]:
@@ -107,6 +101,12 @@ def headless(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[nn.Modu
         reason = str(error).splitlines()[-1].strip()
         raise LoadError(f"{backbone.name}: the backbone must fit timm's: {reason}") from error
     return model.eval().requires_grad_(False), head
+
+
+def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> NDArray[np.float32]:
+    """What a linear head answers to features ``(n, d)``: ``(n, n_classes)``."""
+    logits: NDArray[np.float32] = F.linear(features, weight, bias).float().cpu().numpy()
+    return logits
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
