@@ -94,8 +94,8 @@ def test_the_wheel_states_licence_readme_version_and_extras(wheel: zipfile.ZipFi
     assert set(metadata.get_all("Provides-Extra", [])) == set(extras)
 
 
-def test_the_wheel_brings_the_three_programs(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_brings_its_programs(wheel: zipfile.ZipFile) -> None:
     text = wheel.read(f"{NAME}-{VERSION}.dist-info/entry_points.txt").decode()
     expected = [f"{name} = {at}" for name, at in PROJECT["project"]["scripts"].items()]
     assert text.split("\n") == ["[console_scripts]", *sorted(expected), ""]
-    assert len(expected) == 3
+    assert len(expected) == 4

@@ -42,10 +42,10 @@ HEAVY = {
     *("transformers", "triton", "fastapi", "uvicorn"),
 }
 SUBCOMMANDS = ("export verify", "export pull", "export import")
-PROGRAMS = ("training", "export")
+PROGRAMS = ("training", "export", "serving")
 WITHOUT_NUMPY = {"", *COMMANDS} - {
     *("train", "export", "import", "pull", "list", "show", "predict", "evaluate", "compare"),
-    "report",
+    *("report", "serve"),
 }
 """Commands of the project whose help needs no numpy."""
 

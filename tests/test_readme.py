@@ -16,6 +16,7 @@ import typer.main
 
 import glora_deploy.commands.main
 import glora_deploy.export.cli.commands
+import glora_deploy.serving.cli
 import glora_deploy.training.cli
 from tracked_files import ROOT, tracked_files
 
@@ -30,11 +31,13 @@ PAGES = [
 PROGRAMS = {
     "glora": glora_deploy.commands.main.app,
     "glora-export": glora_deploy.export.cli.commands.app,
+    "glora-serve": glora_deploy.serving.cli.app,
     "glora-train": glora_deploy.training.cli.app,
     "python -m glora_deploy.export": glora_deploy.export.cli.commands.app,
+    "python -m glora_deploy.serving": glora_deploy.serving.cli.app,
     "python -m glora_deploy.training": glora_deploy.training.cli.app,
 }
-OTHERS = {"git", "make", "pip", "python"}
+OTHERS = {"docker", "git", "make", "pip", "python", "tritonserver"}
 """Programs that a page may start and that are not of this project."""
 
 UsageError = typer.BadParameter.__bases__[0]

@@ -108,4 +108,4 @@ def test_every_module_of_the_wheel_can_be_imported_without_the_repository(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "scripts glora glora-export glora-train"
+    assert done.stdout.splitlines()[-1] == "scripts glora glora-export glora-serve glora-train"

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
-
-MAX_PIXELS = 50_000_000
-"""Images with more pixels are refused before they are decoded."""
+from .pixel_limit import MAX_PIXELS
 
 _UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
 """What is accepted from bytes, which may come from strangers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glora_deploy.data.image_file import MAX_PIXELS
+from glora_deploy.data.pixel_limit import MAX_PIXELS
 
 MEBIBYTE = 1 << 20
 
