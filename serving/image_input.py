@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glora_deploy.data.image_file import (
-    MAX_PIXELS,
     load_image,
     to_rgb,  # an open image must answer as its file does
 )
