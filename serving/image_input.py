@@ -13,6 +13,7 @@ from glora_deploy.data.image_file import (
     load_image,
     to_rgb,  # an open image must answer as its file does
 )
+from glora_deploy.data.pixel_limit import MAX_PIXELS
 from glora_deploy.errors import DataError
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
