@@ -7,7 +7,7 @@ what the manifest says wherever there is one: in a store, and in a repository th
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import (
     ArtifactError,
     ExportError,
-    GloraDeployError,
     ParityError,
     StoreError,
 )
@@ -27,13 +26,13 @@ from glora_deploy.precision import Precision
 from glora_deploy.record_file import read_bytes
 from glora_deploy.store.artifact import MANIFEST, read_artifact
 from glora_deploy.store.export_record import MODEL_FILE, WEIGHTS_FILE, ExportRecord
-from glora_deploy.store.folder_lock import OpenFolder
 from glora_deploy.store.manifest import MAX_MANIFEST_BYTES, Manifest
 from glora_deploy.store.manifest_fields import Label, PreprocessingRecord
 from glora_deploy.store.reader import EXPORT_RECORD, EXPORTS
 from glora_deploy.store.store import ArtifactStore
 from glora_deploy.strict_record import short
 
+from .one_export import of_one_export
 from .onnx_session import OnnxSession
 
 HUB_FOLDER = "glora"
@@ -85,7 +84,7 @@ def load_from_store(
         task, precision, "--store", str(root), *(("--version", version) if version else ())
     )
     with _remedied(remedy, precision):
-        return _of_one_export(folder, lambda: _load_recorded(folder, manifest, precision, threads))
+        return of_one_export(folder, lambda: _load_recorded(folder, manifest, precision, threads))
 
 
 def load_from_folder(folder: Path, threads: int | None) -> ExportedModel:
@@ -112,7 +111,7 @@ def load_from_folder(folder: Path, threads: int | None) -> ExportedModel:
     if root := _store_of(folder):  # where --out may not write
         where = ["--store", str(root), "--version", report.version]
     with _remedied(_command(report.task, report.precision, *where), report.precision):
-        return _of_one_export(folder, lambda: _load_bare(folder, threads))
+        return of_one_export(folder, lambda: _load_bare(folder, threads))
 
 
 def _store_of(folder: Path) -> Path | None:
@@ -121,29 +120,6 @@ def _store_of(folder: Path) -> Path | None:
     if len(above) > 3 and above[0].name == EXPORTS and (above[1] / MANIFEST).is_file():
         return above[3]
     return None
-
-
-def _of_one_export(folder: Path, load: Callable[[], ExportedModel]) -> ExportedModel:
-    """What is loaded from a folder, all of it before another export took the folder's place.
-
-    Raises:
-        GloraDeployError: Of ``load``, while the folder is where it was.
-        StoreError: If there is no folder.
-    """
-    while True:
-        try:
-            there = OpenFolder(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(f"{folder}: no export is here.") from None
-        with there:
-            try:
-                model = load()
-            except (GloraDeployError, OSError):
-                if there.in_place():
-                    raise
-                continue
-            if there.in_place():  # else graph and weights may be of two exports
-                return model
 
 
 def _load_bare(folder: Path, threads: int | None) -> ExportedModel:

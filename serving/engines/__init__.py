@@ -7,6 +7,7 @@
 ``onnx_runtime``       such a graph on ONNX Runtime
 ``torch_network``      the network in PyTorch, on the CPU
 ``torch_gpu``          the same on a GPU, where tasks are merged too
+``own_export``         a file of a version's own export, where weights cannot be exchanged
 ``mixed``              a graph on ONNX Runtime whose batches hold images of many tasks
 ``mixed_graph``        how that graph is made
 =====================  ==========================================================================

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glora_deploy.data.preprocess import Preprocessing
+from glora_deploy.store.export_record import Format
 
 State: TypeAlias = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 """Of one version of a task, in the words of the model-repository extension."""
@@ -81,6 +82,8 @@ class ServedVersion:
     """Of what is held for it alone."""
     mixed: bool = False
     """Whether it is served from the graph that answers for several tasks in one batch."""
+    exported: Format | None = None
+    """The format of its own export that answers, where it is not merged for serving."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -224,6 +224,7 @@ class StoreEngine:
             pinned=is_current and version.artifact.task in self._pins,
             size_bytes=sizes.get(version, 0),
             mixed=version.pool is not None,
+            exported=version.exported,
         )
 
     def _check(self, version: LiveVersion) -> None:
@@ -235,11 +236,15 @@ class StoreEngine:
             allow_unproven=self.settings.allow_unproven,
             require_proven=self.settings.require_proven,
         )
+        exported = self._networks.exported_of(version.artifact)
+        if exported != version.exported:
+            self._weights.drop(version)
+            version.exported = exported
         network = self._network_of(version).network
         version.pool = network if isinstance(network, MixedNetwork) else None
 
     def _network_of(self, version: LiveVersion) -> Loaded:
-        return self._networks.of(version.artifact, self._live.artifacts)
+        return self._networks.of(version.artifact, version.exported, self._live.artifacts)
 
     def _prove(self, version: LiveVersion) -> None:
         """Read and verify a delta anew, have it merged and answer once: all that can fail."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 from glora_deploy.errors import BackboneMismatchError
 from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.export_record import INT8_FILE, Format
 from glora_deploy.store.fingerprint import fingerprint
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.mapped_safetensors import TensorMap, map_tensors
@@ -22,9 +24,10 @@ from glora_deploy.store.reader import BACKBONE_WEIGHTS, StoreReader
 from ..engines.mixed import MixedNetwork, can_be_mixed, linear_layers
 from ..engines.network import MergingNetwork, Network
 from ..engines.onnx_runtime import OnnxNetwork
+from ..engines.own_export import OwnExport, usable_export
 from ..engines.stored_graph import find_graph
 from ..errors import LoadError
-from ..onnx_session import Device
+from ..onnx_session import Device, OnnxSession
 from .merge_task import adapted_tensors
 from .settings import EngineSettings
 
@@ -39,7 +42,7 @@ class Loaded:
     """
 
     network: Network[Any] | MergingNetwork[Any] | MixedNetwork
-    frozen: TensorMap
+    frozen: Mapping[str, NDArray[Any]]
 
 
 class Networks:
@@ -63,11 +66,30 @@ class Networks:
         with self._lock:
             return sum(t.nbytes for frozen in self._backbones.values() for t in frozen.values())
 
-    def of(self, artifact: Artifact, others: Callable[[], Iterable[Artifact]]) -> Loaded:
+    def exported_of(self, artifact: Artifact) -> Format | None:
+        """The format of a version's own export that it is to be answered from; None for none.
+
+        Raises:
+            ArtifactError: If the record of its export is damaged, or of another delta.
+        """
+        if not self._settings.int8:
+            return None
+        precision = self._settings.precision
+        folder = self._store.export_dir(artifact, precision)
+        found = usable_export(folder, artifact.manifest, precision, "int8")
+        return None if found is None else "int8"
+
+    def of(
+        self,
+        artifact: Artifact,
+        exported: Format | None,
+        others: Callable[[], Iterable[Artifact]],
+    ) -> Loaded:
         """The network of a version; made now if no version before had the same.
 
         Args:
             artifact: The version.
+            exported: As ``exported_of`` says.
             others: Artifacts whose exports may hold its graph.
 
         Raises:
@@ -77,11 +99,20 @@ class Networks:
             ExportError: If the runtime refuses the graph.
             MissingDependencyError: If the runtime is missing.
         """
+        if exported is not None:
+            return Loaded(self._own(artifact, exported), {})
         key = self._key(artifact)
         with self._lock:
             if (found := self._networks.get(key)) is None:
                 found = self._networks[key] = self._make(artifact, others())
             return found
+
+    def _own(self, artifact: Artifact, exported: Format) -> OwnExport:
+        precision, threads = self._settings.precision, self._settings.threads
+        folder = self._store.export_dir(artifact, precision)
+        return OwnExport(
+            folder, precision, exported, lambda at: OnnxSession(at / INT8_FILE, threads)
+        )
 
     def _key(self, artifact: Artifact) -> Hashable:
         backbone = artifact.manifest.backbone

@@ -22,6 +22,9 @@ class EngineSettings:
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Precision = "fp32"
     """Of the weights; below fp32 each version needs an export of its own in it."""
+    int8: bool = False
+    """Answer from a version's own int8 model, where its export in ``precision`` holds a usable
+    one; its size counts against the budget."""
     threads: int | None = None
     """Threads within an operator; the runtime's own choice if None."""
     memory_budget_bytes: int = 2 * 2**30
@@ -71,5 +74,7 @@ class EngineSettings:
             raise ValueError(f"watch_s must be positive or None, got {self.watch_s}")
         if self.backend == "torch" and self.precision != "fp32":
             raise ValueError(f"precision must be fp32 with torch, got {self.precision!r}")
+        if self.int8 and (self.backend, self.device) != ("onnxruntime", "cpu"):
+            raise ValueError("int8 must be served by onnxruntime on the CPU")
         if self.allow_unproven and self.require_proven:
             raise ValueError("allow_unproven and require_proven must not both be set")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from glora_deploy.errors import NonFiniteError
 from glora_deploy.store.manifest import Manifest
-from glora_deploy.store.mapped_safetensors import TensorMap
 
 from ..engines.mixed import MixedNetwork, RowTerms
 from ..engines.network import Buffer, MergingNetwork, Network
@@ -179,7 +178,7 @@ def _merged(
     manifest: Manifest,
     delta: Delta,
     head: Mapping[str, NDArray[Any]],
-    frozen: TensorMap,
+    frozen: Mapping[str, NDArray[Any]],
     buffer: Buffer,
 ) -> MergedWeights:
     slots = network.layout.views(buffer)

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.store.artifact import Artifact
+from glora_deploy.store.export_record import Format
 
 from .contract import ServedVersion, State
 from .statistics import VersionCounts
@@ -28,6 +29,8 @@ class LiveVersion:
     counts: VersionCounts = field(default_factory=VersionCounts)
     pool: object | None = None
     """What versions that may share a batch have in common; None for one that never does."""
+    exported: Format | None = None
+    """The format of its own export that it is answered from; None where it is merged."""
 
     @property
     def name(self) -> str:
