@@ -24,9 +24,9 @@ import time
 from pathlib import Path
 
 from glora_deploy.export.tensorrt_plan.build import write_plan
-from glora_deploy.export.tensorrt_plan.library import load_tensorrt, logger_of
-from glora_deploy.export.tensorrt_plan.plan_json import PlanConfig
+from glora_deploy.export.tensorrt_plan.config import PlanConfig
 from glora_deploy.precision import Precision
+from glora_deploy.tensorrt_runtime.library import load_tensorrt, logger_of
 
 BATCH = (1, 8, 32)
 

@@ -26,9 +26,9 @@ from glora_deploy.export.onnx_model.half_precision import to_precision
 from glora_deploy.export.onnx_model.trace import trace_graph
 from glora_deploy.export.onnx_model.write import write_onnx
 from glora_deploy.export.tensorrt_plan.build import write_plan
-from glora_deploy.export.tensorrt_plan.engine import Engine
-from glora_deploy.export.tensorrt_plan.plan_json import PlanConfig
+from glora_deploy.export.tensorrt_plan.config import PlanConfig
 from glora_deploy.store.mapped_safetensors import map_tensors
+from glora_deploy.tensorrt_runtime.engine import Engine
 
 BATCHES = (1, 8, 32)
 REPEATS = 50

@@ -10,10 +10,11 @@ from glora_deploy.parity import limits_with
 from glora_deploy.precision import Precision
 from glora_deploy.store.export_record import Format
 from glora_deploy.store.store import ArtifactStore
+from glora_deploy.tensorrt_runtime.plan_json import Backend, HardwareCompatibility
 
 from .int8.saturation import Target
 from .out_folder import require_replaceable
-from .tensorrt_plan.plan_json import Backend, HardwareCompatibility, PlanConfig
+from .tensorrt_plan.config import PlanConfig
 
 if TYPE_CHECKING:  # it brings ONNX, which takes a second to import
     from .pipeline import Exported

@@ -32,6 +32,7 @@ from glora_deploy.store.export_record import (
 from glora_deploy.store.reader import BACKBONE_WEIGHTS
 from glora_deploy.store.redact import redacted
 from glora_deploy.store.store import ArtifactStore
+from glora_deploy.tensorrt_runtime.plan_json import read_plan_info
 
 from .int8.quantize import QuantizeConfig, measure_again, quantize
 from .int8.report import QuantizeReport
@@ -50,7 +51,7 @@ from .require_format import describe_artifact, require_format
 from .reuse_previous import drop_stale, reuse_formats
 from .stored_backbone import backbone_of
 from .tensorrt_plan.build import write_plan
-from .tensorrt_plan.plan_json import PlanConfig, read_plan_info
+from .tensorrt_plan.config import PlanConfig
 from .timm_folder import write_merged_folder
 
 

@@ -27,10 +27,10 @@ from glora_deploy.store.export_record import (
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.mapped_safetensors import read_layout
 from glora_deploy.strict_record import short
+from glora_deploy.tensorrt_runtime.plan_json import read_plan_info
 
 from .int8.report import QuantizeReport
 from .onnx_model.write import describe
-from .tensorrt_plan.plan_json import read_plan_info
 from .timm_folder import require_config
 
 

@@ -15,10 +15,10 @@ from glora_deploy.precision import Precision
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.export_record import FILES, ExportRecord, Format
 from glora_deploy.store.redact import names_place
+from glora_deploy.tensorrt_runtime.plan_json import read_plan_info
 
 from .int8.report import QuantizeReport
 from .require_format import require_format
-from .tensorrt_plan.plan_json import read_plan_info
 
 log = logging.getLogger(__name__)
 

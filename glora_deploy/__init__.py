@@ -10,6 +10,7 @@ The core, which the sides ``glora_deploy.training``, ``.export`` and ``.serving`
 ``data``             images in, labelled splits and network inputs out
 ``evaluation``       how good a version is on labelled images, and versions side by side
 ``parity``           do two stages compute the same; ``machine`` where that was measured
+``tensorrt_runtime``  TensorRT plans on a GPU
 ``commands``         the program ``glora``, a file for each command; ``program``, ``options``,
                      ``console``, ``plain_progress`` and ``quiet`` what every program shares
 ``interrupt``        Ctrl-C while a program is still loading

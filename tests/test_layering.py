@@ -157,7 +157,6 @@ def test_a_wing_that_makes_one_format_knows_nothing_of_the_others() -> None:
         (f"{CORE}.export.hub", f"{CORE}.export.onnx_model"),  # what a pushed graph reads
         (f"{CORE}.export.importers", f"{CORE}.export.hub"),  # adapters that lie on the Hub
         (f"{CORE}.export.int8", f"{CORE}.export.onnx_model"),  # is made from it
-        (f"{CORE}.export.triton_repository", f"{CORE}.export.tensorrt_plan"),  # plan.json
     }
     found = {(wing, need) for wing in makers for need in wings().get(wing, set()) & makers}
     assert found <= allowed

@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-$PWD/.venv/bin/python}
 out=$PWD/build/tensorrt-stubs
 versions=${TENSORRT_VERSIONS:-10.3.0 10.9.0.34 10.16.1.11 11.4.0.106}
-modules=(export/tensorrt_plan/plan_json.py export/tensorrt_plan/library.py export/tensorrt_plan/network.py
-         export/tensorrt_plan/build.py export/tensorrt_plan/engine.py)
+modules=(glora_deploy/tensorrt_runtime/plan_json.py glora_deploy/tensorrt_runtime/library.py export/tensorrt_plan/network.py
+         export/tensorrt_plan/build.py glora_deploy/tensorrt_runtime/engine.py)
 
 fetch() { # fetch REQUIREMENT FOLDER: unpack a wheel without installing it
     rm -rf "$2"

@@ -15,9 +15,10 @@ from glora_deploy.parity import limits_with
 from glora_deploy.precision import Precision
 from glora_deploy.program import HELP_OPTIONS, Command, Program, examples
 from glora_deploy.store.default_place import DEFAULT_STORE
+from glora_deploy.tensorrt_runtime.plan_json import Backend, HardwareCompatibility
 
 from ..int8.saturation import Target
-from ..tensorrt_plan.plan_json import Backend, HardwareCompatibility, PlanConfig
+from ..tensorrt_plan.config import PlanConfig
 from .each_task import for_each, open_task
 from .import_adapter import import_adapter
 from .options import (

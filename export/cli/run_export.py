@@ -16,7 +16,7 @@ from glora_deploy.store.store import ArtifactStore
 
 from ..int8.saturation import Target
 from ..out_folder import require_no_export, require_replaceable
-from ..tensorrt_plan.plan_json import PlanConfig
+from ..tensorrt_plan.config import PlanConfig
 from ..triton_repository.model_folder import read_versions
 from .each_task import for_each, open_task
 from .progress import hub_steps, steps
@@ -133,7 +133,8 @@ def _require_outcome(request: ExportRequest) -> None:
 
 def _require_triton_library(plan: PlanConfig) -> None:
     """Refuse a plan of a library that Triton does not have; imports the library."""
-    from ..tensorrt_plan.library import load_tensorrt
+    from glora_deploy.tensorrt_runtime.library import load_tensorrt
+
     from ..triton_repository.write import require_library
 
     require_library(load_tensorrt(plan.backend)[1], PLAN_FILE)

@@ -10,7 +10,7 @@ import typer
 from glora_deploy.console import wrong_usage_of
 from glora_deploy.precision import Precision
 
-from ..tensorrt_plan.plan_json import PlanConfig
+from ..tensorrt_plan.config import PlanConfig
 
 _NEEDS = (
     (

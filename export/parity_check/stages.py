@@ -13,9 +13,9 @@ from glora_deploy.merge.to_file import write_merged
 from glora_deploy.precision import Precision
 from glora_deploy.store.artifact import Artifact, read_artifact
 from glora_deploy.store.export_record import DELTA_FOLDER, MODEL_FILE, WEIGHTS_FILE, Format
+from glora_deploy.tensorrt_runtime.library import find_gpu
 
 from ..onnx_model.ort_session import PROVIDERS, OnnxSession, has_cuda
-from ..tensorrt_plan.library import find_gpu
 from .batch_sizes import Logits, within
 
 REFERENCE = "merged-fp64"
@@ -137,7 +137,7 @@ class ExportStages:
     def _engine(self) -> Logits:
         if find_gpu() is None:
             _skip("no GPU here; run the verify command where the plan shall run")
-        from ..tensorrt_plan.engine import Engine
+        from glora_deploy.tensorrt_runtime.engine import Engine
 
         try:
             engine = Engine(self.folder)

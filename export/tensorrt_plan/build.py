@@ -18,8 +18,7 @@ from glora_deploy.errors import ExportError
 from glora_deploy.store.atomic_files import whole_file
 from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from glora_deploy.store.manifest_fields import FileRecord
-
-from .library import (
+from glora_deploy.tensorrt_runtime.library import (
     Builder,
     BuilderConfig,
     BuilderFlags,
@@ -30,8 +29,10 @@ from .library import (
     make_monitor,
     make_writer,
 )
+from glora_deploy.tensorrt_runtime.plan_json import Library, PlanInfo
+
+from .config import PlanConfig
 from .network import Network, parse_network
-from .plan_json import Library, PlanConfig, PlanInfo
 
 OnStep = Callable[[str], None]
 

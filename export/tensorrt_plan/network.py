@@ -24,9 +24,8 @@ from onnx import TensorProto
 from glora_deploy.errors import ExportError
 from glora_deploy.precision import Precision
 from glora_deploy.store.mapped_safetensors import DTYPES, Place, read_layout
-
-from .library import Builder, Definition, OnnxParser, Tensor, listed
-from .plan_json import TensorRecord
+from glora_deploy.tensorrt_runtime.library import Builder, Definition, OnnxParser, Tensor, listed
+from glora_deploy.tensorrt_runtime.plan_json import TensorRecord
 
 _HALVES: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _STORED = {

@@ -41,9 +41,9 @@ from glora_deploy.store.export_record import (
 )
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.manifest_fields import FileRecord
+from glora_deploy.tensorrt_runtime.plan_json import Library, read_plan_info
 
 from ..out_folder import require_no_export, scratch_in
-from ..tensorrt_plan.plan_json import Library, read_plan_info
 from .config_pbtxt import (
     CONFIG,
     LABELS,

@@ -8,9 +8,11 @@
 ``torch_network``      the network in PyTorch, on the CPU
 ``torch_gpu``          the same on a GPU, where tasks are merged too
 ``own_export``         a file of a version's own export, where weights cannot be exchanged
+``plan``               the network as a TensorRT plan
 ``mixed``              a graph on ONNX Runtime whose batches hold images of many tasks
 ``mixed_graph``        how that graph is made
 =====================  ==========================================================================
 
-Only the two of PyTorch import torch. Nothing here knows tasks, versions or queues.
+Only the two of PyTorch import torch, and ``plan`` when it loads one. Nothing here knows tasks,
+versions or queues.
 """

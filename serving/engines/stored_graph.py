@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.precision import Precision
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.export_record import MODEL_FILE, ExportRecord
+from glora_deploy.store.export_record import MODEL_FILE, ExportRecord, Format
 from glora_deploy.store.graph_key import skeleton_key_of
 from glora_deploy.store.reader import SKELETONS, StoreReader
 
@@ -41,24 +41,30 @@ def find_graph(
     """
     candidates = [artifact]
     if precision == "fp32":
-        candidates += [other for other in others if _same_network(artifact, other)]
+        candidates += [other for other in others if same_network(artifact, other)]
     for candidate in candidates:
         if (found := _exported(store, candidate, precision)) is not None:
             return found
     if precision == "fp32" and (found := _cached(store, candidates)) is not None:
         return found
-    words = ["glora", "export", "--task", artifact.task, "--fmt", "onnx", "--store", "STORE"]
-    if precision != "fp32":
-        words += ["--precision", precision]
     backbone = artifact.manifest.backbone
     raise LoadError(
         f"{artifact.task}/{artifact.version}: the store must hold an ONNX graph of "
         f"{backbone.name} at {backbone.input_size}, got none that passed its parity check. "
-        f"Run: {shlex.join(words)}"
+        f"Run: {export_command(artifact, 'onnx', precision)}"
     )
 
 
-def _same_network(one: Artifact, other: Artifact) -> bool:
+def export_command(artifact: Artifact, written: Format, precision: Precision) -> str:
+    """The command that exports an artifact to a format."""
+    words = ["glora", "export", "--task", artifact.task, "--fmt", written, "--store", "STORE"]
+    if precision != "fp32":
+        words += ["--precision", precision]
+    return shlex.join(words)
+
+
+def same_network(one: Artifact, other: Artifact) -> bool:
+    """Whether two artifacts have the same architecture at the same input size."""
     a, b = one.manifest.backbone, other.manifest.backbone
     return (a.name, a.model_args, a.input_size) == (b.name, b.model_args, b.input_size)
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from glora_deploy.errors import BackboneMismatchError
+from glora_deploy.errors import BackboneMismatchError, NotRunnableError
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.export_record import INT8_FILE, Format
 from glora_deploy.store.fingerprint import fingerprint
@@ -25,7 +25,8 @@ from ..engines.mixed import MixedNetwork, can_be_mixed, linear_layers
 from ..engines.network import MergingNetwork, Network
 from ..engines.onnx_runtime import OnnxNetwork
 from ..engines.own_export import OwnExport, usable_export
-from ..engines.stored_graph import find_graph
+from ..engines.plan import PlanModel, RefittedPlan, find_refittable, plan_of
+from ..engines.stored_graph import export_command, find_graph, same_network
 from ..errors import LoadError
 from ..onnx_session import Device, OnnxSession
 from .merge_task import adapted_tensors
@@ -51,9 +52,13 @@ class Networks:
     Args:
         store: Holds backbones and graphs.
         settings: Say on which runtime, and how.
+
+    Raises:
+        NotRunnableError: If they ask for a GPU, and there is none for PyTorch or TensorRT.
     """
 
     def __init__(self, store: StoreReader, settings: EngineSettings) -> None:
+        _require_gpu(settings)
         self._store = store
         self._settings = settings
         self._backbones: dict[str, TensorMap] = {}
@@ -72,9 +77,12 @@ class Networks:
         Raises:
             ArtifactError: If the record of its export is damaged, or of another delta.
         """
+        precision = self._settings.precision
+        if self._settings.backend == "tensorrt":
+            plan = plan_of(self._store, artifact, precision)
+            return None if plan is None or plan.refittable else "trt"
         if not self._settings.int8:
             return None
-        precision = self._settings.precision
         folder = self._store.export_dir(artifact, precision)
         found = usable_export(folder, artifact.manifest, precision, "int8")
         return None if found is None else "int8"
@@ -110,13 +118,13 @@ class Networks:
     def _own(self, artifact: Artifact, exported: Format) -> OwnExport:
         precision, threads = self._settings.precision, self._settings.threads
         folder = self._store.export_dir(artifact, precision)
-        return OwnExport(
-            folder, precision, exported, lambda at: OnnxSession(at / INT8_FILE, threads)
-        )
+        if exported == "trt":
+            return OwnExport(folder, precision, "trt", PlanModel)
+        return OwnExport(folder, precision, "int8", lambda at: OnnxSession(at / INT8_FILE, threads))
 
     def _key(self, artifact: Artifact) -> Hashable:
         backbone = artifact.manifest.backbone
-        key = (
+        key: tuple[Hashable, ...] = (
             backbone.fingerprint,
             backbone.name,
             json.dumps(backbone.model_args, sort_keys=True),
@@ -126,6 +134,8 @@ class Networks:
             adapted_tensors(artifact.manifest),
             can_be_mixed(artifact.manifest),
         )
+        if self._settings.backend == "tensorrt":
+            key = (*key, len(artifact.manifest.labels))
         # Below fp32 the graph itself is the task's.
         own = artifact.manifest.adapter.sha256 if self._settings.precision != "fp32" else ""
         return (*key, own)
@@ -135,6 +145,8 @@ class Networks:
         frozen = self._frozen(artifact)
         if settings.backend == "torch":
             return Loaded(_torch_network(manifest, frozen, settings.device), frozen)
+        if settings.backend == "tensorrt":
+            return Loaded(self._make_refitted(artifact, frozen, others), frozen)
         graph = find_graph(self._store, artifact, settings.precision, others)
         weights = self._store.backbone_path(manifest.backbone.fingerprint) / BACKBONE_WEIGHTS
         if (mixed := self._make_mixed(manifest, graph, weights, frozen)) is not None:
@@ -149,6 +161,26 @@ class Networks:
             device=settings.device,
         )
         return Loaded(network, frozen)
+
+    def _make_refitted(
+        self, artifact: Artifact, frozen: TensorMap, others: Iterable[Artifact]
+    ) -> RefittedPlan:
+        manifest, precision = artifact.manifest, self._settings.precision
+        same = [other for other in others if same_network(artifact, other)]
+        folder = find_refittable(self._store, artifact, precision, same)
+        if folder is None:
+            raise LoadError(
+                f"{artifact.task}/{artifact.version}: the store must hold a TensorRT plan "
+                "of it, or one built to be refitted of a task with as many classes, got none that "
+                f"passed its parity check. Run: {export_command(artifact, 'trt', precision)}"
+            )
+        return RefittedPlan(
+            folder,
+            precision,
+            frozen,
+            adapted=adapted_tensors(manifest),
+            head=tuple(manifest.head),
+        )
 
     def _make_mixed(
         self, manifest: Manifest, graph: onnx.ModelProto, weights: Path, frozen: TensorMap
@@ -183,6 +215,15 @@ class Networks:
             )
         self._backbones[wanted] = tensors
         return tensors
+
+
+def _require_gpu(settings: EngineSettings) -> None:
+    if settings.device != "cuda" or settings.backend == "onnxruntime":
+        return  # ONNX Runtime says so itself
+    from glora_deploy.tensorrt_runtime.library import find_gpu  # and torch
+
+    if find_gpu() is None:
+        raise NotRunnableError("device cuda must have a GPU that PyTorch can use, got none")
 
 
 def _torch_network(

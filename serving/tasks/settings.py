@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from glora_deploy.precision import Precision
 
-Backend = Literal["onnxruntime", "torch"]
+Backend = Literal["onnxruntime", "torch", "tensorrt"]
 MixedBatches = Literal["auto", "off"]
 
 DEFAULT_RANK = 2
@@ -74,6 +74,8 @@ class EngineSettings:
             raise ValueError(f"watch_s must be positive or None, got {self.watch_s}")
         if self.backend == "torch" and self.precision != "fp32":
             raise ValueError(f"precision must be fp32 with torch, got {self.precision!r}")
+        if self.backend == "tensorrt" and self.device != "cuda":
+            raise ValueError("device must be cuda with tensorrt, got cpu")
         if self.int8 and (self.backend, self.device) != ("onnxruntime", "cpu"):
             raise ValueError("int8 must be served by onnxruntime on the CPU")
         if self.allow_unproven and self.require_proven:

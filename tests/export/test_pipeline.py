@@ -38,9 +38,7 @@ from glora_deploy.export.parity_check.stages import ExportStages, SkipStage, Sta
 from glora_deploy.export.parity_check.torch_networks import torch_logits
 from glora_deploy.export.pipeline import ExportConfig, copy_out, export, prove_again
 from glora_deploy.export.stored_backbone import backbone_of, provide_backbone
-from glora_deploy.export.tensorrt_plan.engine import Engine
-from glora_deploy.export.tensorrt_plan.library import Gpu
-from glora_deploy.export.tensorrt_plan.plan_json import PlanConfig, read_plan_info
+from glora_deploy.export.tensorrt_plan.config import PlanConfig
 from glora_deploy.machine import Machine
 from glora_deploy.parity import DEFAULT_LIMITS, Comparison, Limits, Report
 from glora_deploy.precision import Precision
@@ -49,6 +47,9 @@ from glora_deploy.store.export_record import ExportRecord
 from glora_deploy.store.folder_lock import OpenFolder
 from glora_deploy.store.manifest_fields import FileRecord
 from glora_deploy.store.store import ArtifactStore
+from glora_deploy.tensorrt_runtime.engine import Engine
+from glora_deploy.tensorrt_runtime.library import Gpu
+from glora_deploy.tensorrt_runtime.plan_json import read_plan_info
 from stored_tasks import (
     LABELS,
     make_backbone,
@@ -590,7 +591,7 @@ def test_a_plan_that_this_gpu_cannot_run_is_built_and_its_stage_skipped(
     def refuse(folder: Path) -> Engine:
         raise NotRunnableError("model.plan: must run on a GPU of compute capability 8.9, got 9.0.")
 
-    monkeypatch.setattr("glora_deploy.export.tensorrt_plan.engine.Engine", refuse)
+    monkeypatch.setattr("glora_deploy.tensorrt_runtime.engine.Engine", refuse)
     plan = PlanConfig(backend="rtx", batch=(1, 2, 4))
     exported = export(store, artifact, ExportConfig(formats=("trt",), plan=plan, n_images=1))
     (step,) = [step for step in exported.report.steps if step.stage == "trt-fp32"]

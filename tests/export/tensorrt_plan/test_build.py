@@ -22,17 +22,14 @@ from glora_deploy.errors import ExportError, GloraDeployError
 from glora_deploy.export.onnx_model.half_precision import to_precision
 from glora_deploy.export.onnx_model.trace import trace_graph
 from glora_deploy.export.onnx_model.write import write_onnx
-from glora_deploy.export.tensorrt_plan import build as to_tensorrt, library
+from glora_deploy.export.tensorrt_plan import build as to_tensorrt
 from glora_deploy.export.tensorrt_plan.build import build_plan, write_plan
-from glora_deploy.export.tensorrt_plan.library import find_gpu, logger_of
-from glora_deploy.export.tensorrt_plan.plan_json import (
-    PlanConfig,
-    PlanInfo,
-    TensorRecord,
-    read_plan_info,
-)
+from glora_deploy.export.tensorrt_plan.config import PlanConfig
 from glora_deploy.precision import Precision
 from glora_deploy.store.manifest_fields import FileRecord
+from glora_deploy.tensorrt_runtime import library
+from glora_deploy.tensorrt_runtime.library import find_gpu, logger_of
+from glora_deploy.tensorrt_runtime.plan_json import PlanInfo, TensorRecord, read_plan_info
 from onnx_networks import make_network, make_skeleton, write_weights
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX (extra rtx) is not installed")

@@ -23,13 +23,13 @@ from factories import LABELS, make_artifact, make_draft, make_store, make_tensor
 from glora_deploy.errors import ArtifactError, ExportError, ParityError
 from glora_deploy.export.onnx_model.ort_session import OnnxSession
 from glora_deploy.export.pipeline import ExportConfig, export
-from glora_deploy.export.tensorrt_plan.plan_json import PlanInfo, TensorRecord
 from glora_deploy.export.triton_repository import write as triton
 from glora_deploy.export.triton_repository.config_pbtxt import HEADER, TritonConfig, VersionRecord
 from glora_deploy.export.triton_repository.write import TaskExport, TritonModel, write_triton
 from glora_deploy.store.export_record import INT8_FILE, ExportRecord
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.manifest_fields import FileRecord
+from glora_deploy.tensorrt_runtime.plan_json import PlanInfo, TensorRecord
 from stored_tasks import make_stored_task
 
 SIZE = (3, 6, 8)

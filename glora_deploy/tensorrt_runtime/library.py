@@ -15,8 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from glora_deploy.errors import ExportError, MissingDependencyError
-
+from ..errors import ExportError, MissingDependencyError
 from .plan_json import Backend, Library
 
 if TYPE_CHECKING:

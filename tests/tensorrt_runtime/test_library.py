@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from glora_deploy.errors import ExportError, MissingDependencyError
-from glora_deploy.export.tensorrt_plan import library
-from glora_deploy.export.tensorrt_plan.library import Gpu, listed, load_tensorrt
+from glora_deploy.tensorrt_runtime import library
+from glora_deploy.tensorrt_runtime.library import Gpu, listed, load_tensorrt
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *names: str, gpu: bool) -> dict[str, ModuleType]:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glora_deploy.errors import ExportError, NotRunnableError
-from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE
-
+from ..errors import ExportError, NotRunnableError
+from ..store.export_record import MODEL_FILE, PLAN_FILE
 from .library import (
     Context,
     CudaEngine,

@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 
 from glora_deploy.errors import ArtifactError, ExportError
-from glora_deploy.export.tensorrt_plan.plan_json import (
-    PlanConfig,
+from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
+from glora_deploy.store.manifest_fields import FileRecord
+from glora_deploy.tensorrt_runtime.plan_json import (
     PlanInfo,
     TensorRecord,
     read_plan_info,
     require_runnable,
 )
-from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
-from glora_deploy.store.manifest_fields import FileRecord
 
 FILES = {PLAN_FILE: b"plan", MODEL_FILE: b"graph", WEIGHTS_FILE: b"weights"}
 
@@ -135,18 +134,3 @@ def test_a_plan_runs_on_the_gpus_it_was_built_for(
             require_runnable(
                 info, library=info.library, version=info.version, capability=capability
             )
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"batch": (0, 1, 2)}, r"batch must be 1 <= min <= opt <= max, got \(0, 1, 2\)"),
-        ({"batch": (2, 1, 4)}, "batch must be"),
-        ({"batch": (1, 5, 4)}, "batch must be"),
-        ({"compute_capabilities": ("sm86",)}, "must look like 8.6, got 'sm86'"),
-        ({"compute_capabilities": ()}, "must name at least one"),
-    ],
-)
-def test_a_nonsensical_configuration_is_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PlanConfig(**fields)

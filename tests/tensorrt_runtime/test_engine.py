@@ -17,13 +17,13 @@ from glora_deploy.errors import ExportError, GloraDeployError, NotRunnableError
 from glora_deploy.export.onnx_model.half_precision import to_precision
 from glora_deploy.export.onnx_model.ort_session import OnnxSession
 from glora_deploy.export.onnx_model.write import write_onnx
-from glora_deploy.export.tensorrt_plan import engine as engine_module
 from glora_deploy.export.tensorrt_plan.build import write_plan
-from glora_deploy.export.tensorrt_plan.engine import Engine, refit, require_covered, set_weights
-from glora_deploy.export.tensorrt_plan.library import Gpu, find_gpu, load_tensorrt
-from glora_deploy.export.tensorrt_plan.plan_json import PlanConfig
+from glora_deploy.export.tensorrt_plan.config import PlanConfig
 from glora_deploy.precision import Precision
 from glora_deploy.store.mapped_safetensors import map_tensors
+from glora_deploy.tensorrt_runtime import engine as engine_module
+from glora_deploy.tensorrt_runtime.engine import Engine, refit, require_covered, set_weights
+from glora_deploy.tensorrt_runtime.library import Gpu, find_gpu, load_tensorrt
 from onnx_networks import make_images, make_network, make_skeleton, write_weights
 
 PARAMETERS = {

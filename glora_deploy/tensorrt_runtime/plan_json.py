@@ -1,4 +1,4 @@
-"""What a TensorRT plan was asked to be, and plan.json beside it: what it became.
+"""plan.json, beside a TensorRT plan: what it was made of, and where it runs.
 
 A plan file tells nothing about itself before it is loaded, and a library that cannot load it says
 little more. The sidecar names the library, its exact version, the GPUs it is for and the files it
@@ -7,19 +7,17 @@ was made of, so that a plan that cannot run here, or is of other weights, is ref
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from glora_deploy.errors import ArtifactError, ExportError, NotRunnableError
-from glora_deploy.precision import Precision
-from glora_deploy.record_file import read_record
-from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
-from glora_deploy.store.manifest_fields import FileRecord
-from glora_deploy.strict_record import Count, Line, Record
+from ..errors import ArtifactError, ExportError, NotRunnableError
+from ..precision import Precision
+from ..record_file import read_record
+from ..store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
+from ..store.manifest_fields import FileRecord
+from ..strict_record import Count, Line, Record
 
 Backend = Literal["auto", "tensorrt", "rtx"]
 Library = Literal["tensorrt", "tensorrt_rtx"]
@@ -27,39 +25,6 @@ HardwareCompatibility = Literal["ampere_plus", "same_compute_capability"]
 
 _AMPERE = 8
 _REMEDY = "Build the plan again."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanConfig:
-    """How to build a plan."""
-
-    precision: Precision = "fp32"
-    """Type of the graph's weights; the plan computes in the types that the graph states."""
-    batch: tuple[int, int, int] = (1, 8, 32)
-    """Least, best and most images per call: the optimisation profile."""
-    compute_capabilities: tuple[str, ...] | None = None
-    """GPUs to build for, such as ``("8.6", "12.0")``; only TensorRT-RTX can choose. None leaves it
-    to the library: Ampere and newer with TensorRT-RTX, the GPU of this machine with TensorRT."""
-    hardware_compatibility: HardwareCompatibility | None = None
-    """Let the plan run on more than this machine's GPU, at some speed; TensorRT only."""
-    timing_cache: Path | None = None
-    """File of kernel timings to reuse and extend; TensorRT only."""
-    refit: bool = False
-    """Build a plan whose weights can be exchanged: one engine for many tasks."""
-    strip: bool = False
-    """Leave the weights out; loading the plan reads them from the ONNX model beside it."""
-    backend: Backend = "auto"
-    """Library to build with; ``auto`` is TensorRT where there is a GPU for it, else RTX."""
-
-    def __post_init__(self) -> None:
-        least, best, most = self.batch
-        if not 1 <= least <= best <= most:
-            raise ValueError(f"batch must be 1 <= min <= opt <= max, got {self.batch}")
-        for capability in self.compute_capabilities or ():
-            if not re.fullmatch(r"[1-9][0-9]?\.[0-9]", capability):
-                raise ValueError(f"compute capability must look like 8.6, got {capability!r}")
-        if self.compute_capabilities == ():
-            raise ValueError("compute_capabilities must name at least one, or be None")
 
 
 class TensorRecord(Record):
