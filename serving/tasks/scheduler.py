@@ -5,6 +5,9 @@ after each of its batches. So a task whose weights are in memory waits for at mo
 every task that waited when its request came, however many requests any of them sends (of the same
 priority; more urgent ones go first). A queue whose weights are not in memory keeps its place and is
 passed over until they are; merges are asked for in the order of the line as well.
+
+Room to wait is shared too: a task that has some may take no more than it leaves free, so that a
+flood of one is refused before others are.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ class Scheduler(Generic[K, L]):
     Args:
         max_batch: Images of one batch at most.
         max_delay_s: How long a batch that is not full waits for more.
-        max_queue: Images that may wait, in all.
+        max_queue: Images that may wait, in all; of one key, no more than stay free.
         lease_held: A lease of a key's weights if they are in memory to stay; else None. Does not
             block.
         release: Ends a lease that no batch took. Does not block.
@@ -134,14 +137,18 @@ class Scheduler(Generic[K, L]):
         """
         with self._changed:
             n_images = len(request.images)
-            if self._n_images + n_images > self._max_queue:
+            queue = self._queues.get(key)
+            own = 0 if queue is None else queue.n_images
+            free = self._max_queue - self._n_images - n_images
+            # Whoever floods must leave as much room to others as it takes.
+            if free < 0 or (own and own + n_images > free):
                 raise OverloadedError(
-                    f"the queue must hold at most {self._max_queue} images, got {self._n_images} "
-                    f"that wait and {n_images} more. Come back later."
+                    f"the queue must hold at most {self._max_queue} images, and of one task no "
+                    f"more than it leaves free, got {self._n_images} that wait, {own} of them of "
+                    f"{request.task}, and {n_images} more. Come back later."
                 )
             now = time.monotonic_ns()
             pending = Pending(next(self._numbers), request, future, now)
-            queue = self._queues.get(key)
             if queue is None:
                 queue = self._queues[key] = _Queue(next(self._turns), now)
             if queue.lease is None and not queue.asked:

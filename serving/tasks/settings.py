@@ -36,7 +36,8 @@ class EngineSettings:
     """How long a batch that is not full waits for more; what comes while another one is computed
     is batched in any case."""
     max_queue: int = 256
-    """Images that may wait; a request beyond them is refused."""
+    """Images that may wait; a request beyond them is refused, and so is one of a task that already
+    has as many as it would leave free for others."""
     prefetch: tuple[str, ...] = ()
     """Tasks whose weights are merged before the engine is ready."""
     pins: tuple[str, ...] = ()

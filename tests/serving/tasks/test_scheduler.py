@@ -185,16 +185,43 @@ def test_the_urgent_goes_first_within_a_task_and_between_tasks() -> None:
 
 
 def test_a_cancelled_request_is_in_no_batch_and_frees_its_place() -> None:
-    bench = Bench(max_batch=4, max_queue=3)
-    first, second, _third = (bench.add("a") for _ in range(3))
-    with pytest.raises(OverloadedError, match=r"^the queue must hold at most 3 images, got 3"):
-        bench.add("b")
+    bench = Bench(max_batch=4, max_queue=4)
+    first, second = bench.add("a"), bench.add("a")
+    with pytest.raises(OverloadedError, match=r"^the queue must hold at most 4 images, .* got 2"):
+        bench.add("a")
     assert second.cancel()
     bench.add("a")
     batch = bench.take()
-    assert batch.n_images == 3
+    assert batch.n_images == 2
     assert second not in [pending.future for pending in batch.requests]
     assert not first.cancel()  # its batch is formed
+
+
+def test_a_flood_leaves_room_for_others_to_wait() -> None:
+    bench = Bench(max_batch=4, max_queue=16)
+
+    def flood(key: str) -> int:
+        for n in range(100):
+            try:
+                bench.add(key)
+            except OverloadedError:
+                return n
+        return 100
+
+    assert [flood(key) for key in "fgh"] == [8, 4, 2]
+    assert [flood(key) for key in "abc"] == [1, 1, 0]  # what is left goes to who comes first
+    with pytest.raises(OverloadedError, match="got 16 that wait, 0 of them of d, and 1 more"):
+        bench.add("d")
+    assert bench.take().key == "f"
+    bench.add("d")
+
+
+def test_a_request_as_large_as_the_queue_is_taken_where_nothing_waits() -> None:
+    bench = Bench(max_batch=4, max_queue=4)
+    bench.add("a", 4)
+    with pytest.raises(OverloadedError):
+        bench.add("b")
+    assert bench.take().n_images == 4
 
 
 def test_cancelling_all_of_a_queue_lets_its_weights_go() -> None:
