@@ -5,13 +5,15 @@ Everything else goes to stderr, so that a pipe receives the result alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,6 +30,9 @@ from .errors import GloraDeployError
 from .interrupt import INTERRUPTED
 from .plain_progress import PlainProgress, Progress
 
+_UNBOUNDED = 100_000
+"""Columns; wider than any table."""
+
 # What is printed holds names that people gave: "[red]" and ":fish:" in them mean themselves.
 stdout = Console(markup=False, emoji=False)
 """For results."""
@@ -36,14 +41,14 @@ stderr = Console(stderr=True, markup=False, emoji=False)
 
 
 @contextmanager
-def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
+def one_line_errors(interrupted: str | Callable[[], str] = "interrupted") -> Iterator[None]:
     """Turn what users can put right into one line on stderr and an exit status.
 
     GloraDeployError, OSError and ValueError end the program with status 1, Ctrl-C with 130.
     Anything else is a defect of ours and keeps its traceback.
 
     Args:
-        interrupted: What to say on Ctrl-C, such as how to go on.
+        interrupted: What to say on Ctrl-C, such as how to go on, or what finds it out then.
 
     Raises:
         typer.Exit: With the status.
@@ -54,7 +59,8 @@ def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
         typer.secho(f"error: {one_line(error)}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        typer.secho(interrupted, err=True, fg=typer.colors.YELLOW)
+        said = interrupted if isinstance(interrupted, str) else interrupted()
+        typer.secho(said, err=True, fg=typer.colors.YELLOW)
         raise typer.Exit(INTERRUPTED) from error
 
 
@@ -143,15 +149,18 @@ def _say(line: str) -> None:
     stderr.print(line, soft_wrap=True, highlight=False)
 
 
-def make_table(
+def print_table(
     title: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
     right: Collection[str] = (),
     whole: Collection[str] = (),
-) -> Table:
-    """A table to print on stdout; long cells fold, none is cut.
+) -> None:
+    """Print a table on stdout; nothing of it is cut.
+
+    In a terminal cells of several words fold where the table would be wider; what cannot fold stays
+    whole, and the terminal breaks the line. Elsewhere a row is a line, however long.
 
     Args:
         title: Printed above it.
@@ -160,19 +169,41 @@ def make_table(
         right: Headers of the columns to align right, which suits numbers.
         whole: Headers of the columns that never fold.
     """
+    table = make_table(columns, rows, right=right, whole=whole)
+    unbounded = stdout.options.update(max_width=_UNBOUNDED)
+    needed = Measurement.get(stdout, unbounded, table)
+    width = max(stdout.width, needed.minimum if stdout.is_terminal else needed.maximum)
+    if title:
+        stdout.print(title, soft_wrap=True, highlight=False)
+    Console(markup=False, emoji=False, width=width, file=stdout.file).print(table, "")
+
+
+def make_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    whole: Collection[str] = (),
+) -> Table:
+    """The table of ``print_table``."""
     table = Table(
-        title=title,
-        title_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         collapse_padding=True,
     )
-    for column in columns:
+    rows = [tuple(row) for row in rows]
+    for column, *cells in zip(columns, *rows, strict=True):
+        lines = [line for cell in (column, *cells) for line in cell.splitlines()]
+        longest = max(map(cell_len, lines), default=0)
+        word = max((cell_len(word) for line in lines for word in line.split()), default=0)
+        kept = column in whole or word == longest
         table.add_column(
             column,
             justify="right" if column in right else "left",
             overflow="fold",
-            no_wrap=column in whole,
+            no_wrap=kept,
+            min_width=longest if kept else word,
         )
     for row in rows:
         table.add_row(*row)

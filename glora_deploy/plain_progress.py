@@ -51,8 +51,8 @@ class _Stage:
     total: float | None
     completed: float
     note: str
-    began: float
-    """Time of its beginning, or of the latest."""
+    spent_s: float
+    """On this stage alone: from each thing that was heard of any stage to the next of this one."""
     began_at: float
     """What was done then: an interrupted stage goes on in the middle."""
     told: float
@@ -76,6 +76,8 @@ class PlainProgress:
         self, write: Callable[[str], None], now: Callable[[], float] = time.monotonic
     ) -> None:
         self._write, self._now = write, now
+        self._heard = now()
+        """When the latest was heard of any stage."""
         self._stages: list[_Stage] = []
 
     def __enter__(self) -> Self:
@@ -97,7 +99,8 @@ class PlainProgress:
         """Begin a stage."""
         now = self._now()
         pending = bool(completed or note)
-        stage = _Stage(description, total, completed, note, now, completed, now, pending)
+        stage = _Stage(description, total, completed, note, 0.0, completed, now, pending)
+        self._heard = now
         self._stages.append(stage)
         if self._is_due(stage):
             self._tell(stage)
@@ -107,7 +110,9 @@ class PlainProgress:
         self, task_id: TaskID, *, completed: float | None = None, note: str | None = None
     ) -> None:
         """Say how far a stage is."""
-        stage = self._stages[task_id]
+        stage, now = self._stages[task_id], self._now()
+        stage.spent_s += now - self._heard
+        self._heard = now
         before = (stage.completed, stage.note)
         stage.completed = stage.completed if completed is None else completed
         stage.note = stage.note if note is None else note
@@ -126,7 +131,7 @@ class PlainProgress:
         """Let a stage begin anew."""
         stage = self._stages[task_id]
         stage.total, stage.completed, stage.began_at = total, 0, 0
-        stage.began = self._now()
+        stage.spent_s, self._heard = 0.0, self._now()
 
     def _is_due(self, stage: _Stage) -> bool:
         if stage.total is None:
@@ -134,16 +139,16 @@ class PlainProgress:
         return stage.completed >= stage.total or self._now() - stage.told >= EVERY_S
 
     def _tell(self, stage: _Stage) -> None:
-        self._write(_line(stage, self._now() - stage.began))
+        self._write(_line(stage))
         stage.told, stage.pending = self._now(), False
 
 
-def _line(stage: _Stage, gone_s: float) -> str:
+def _line(stage: _Stage) -> str:
     """``training: 12/80, 2.5/s, 0:00:27 left, loss 0.512``."""
     if stage.total is None:
         return f"{stage.description}: {stage.note}" if stage.note else stage.description
     parts = [f"{stage.description}: {stage.completed:.0f}/{stage.total:.0f}"]
-    done = stage.completed - stage.began_at
+    done, gone_s = stage.completed - stage.began_at, stage.spent_s
     if done > 0 and gone_s > 0:
         rate = done / gone_s
         parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")

@@ -8,11 +8,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
+from glora_deploy import console as console_module
 from glora_deploy.console import (
     INTERRUPTED,
     make_table,
     one_line,
     one_line_errors,
+    print_table,
     progress_bars,
     progress_line,
     stderr,
@@ -101,21 +103,56 @@ def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr() == ("", "")
 
 
-def test_no_cell_of_a_table_is_cut() -> None:
-    console = Console(width=30)
-    path = "artifacts/cifar100/v1/exports/fp32"
-    with console.capture() as capture:
-        console.print(make_table("stored", ("task", "bytes", "where"), [("a", "12", path)]))
-    shown = capture.get()
+def open_stdout(monkeypatch: pytest.MonkeyPatch, width: int, *, is_terminal: bool) -> None:
+    """Let results go to a terminal of so many columns, or elsewhere."""
+    made = Console(markup=False, emoji=False, width=width, force_terminal=is_terminal)
+    monkeypatch.setattr(console_module, "stdout", made)
+
+
+COLUMNS = ("artifact", "method", "why")
+ROWS = [
+    (f"{'long' * 12}/v{n}", "glora", "a reason of some words, none of them long") for n in (1, 2)
+]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_cell_of_a_table_is_cut(
+    width: int,
+    is_terminal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    open_stdout(monkeypatch, width, is_terminal=is_terminal)
+    print_table("stored", COLUMNS, ROWS, whole=("method",))
+    shown = capsys.readouterr().out
     assert "…" not in shown
-    assert "stored" in shown
-    letters = "".join(shown.split())
-    assert all(part in letters for part in ("task", "bytes", "where", "12"))
+    lines = shown.splitlines()
+    rows = [line for line in lines if "/v" in line]
+    for row, line in zip(ROWS, rows, strict=True):
+        assert line.split()[:2] == [row[0], "glora"]  # to be copied as they are
+    assert lines[0].strip() == "stored"
+    assert shown.split()[1:4] == list(COLUMNS)
+    words = " ".join(shown.split()[5:])
+    for word in ROWS[0][2].split():
+        assert words.count(word) >= 2
+    if not is_terminal:
+        assert all(line.rstrip().endswith(row[2]) for row, line in zip(ROWS, rows, strict=True))
+
+
+def test_in_a_terminal_cells_of_several_words_fold_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_stdout(monkeypatch, 80, is_terminal=True)
+    print_table("", COLUMNS, ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert len(lines) > 2 + len(ROWS)
 
 
 def test_numbers_are_aligned_right() -> None:
     rows = [("a", "7"), ("b", "1,234")]
-    table = make_table("", ("task", "bytes"), rows, right=("bytes",))
+    table = make_table(("task", "bytes"), rows, right=("bytes",))
     assert [column.justify for column in table.columns] == ["left", "right"]
 
 
@@ -127,7 +164,7 @@ def test_names_are_printed_as_they_are(
     console: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console.print(f"folder:{NAME}: 2 classes", soft_wrap=True)
-    console.print(make_table(f"title {NAME}", (f"head {NAME}",), [(f"cell {NAME}",)]))
+    print_table(f"title {NAME}", (f"head {NAME}",), [(f"cell {NAME}",)])
     shown = "".join(capsys.readouterr())
     for text in (f"folder:{NAME}: 2", f"title {NAME}", f"head {NAME}", f"cell {NAME}"):
         assert text in shown

@@ -50,6 +50,23 @@ def test_what_went_on_half_way_has_the_rate_of_what_it_did_itself() -> None:
     assert log.said() == ["training: 50/80, 1.0/s, 0:00:30 left"]
 
 
+def test_a_stage_is_not_charged_with_what_another_took_meanwhile() -> None:
+    log = Log()
+    training = log.progress.add_task("training", total=10, note="")
+    log.now += 6
+    log.progress.update(training, completed=3)
+    search = log.progress.add_task("search", total=30, note="")
+    log.now += 60
+    log.progress.update(search, completed=30)
+    log.now += 6
+    log.progress.update(training, completed=6)
+    assert log.said() == [
+        "training: 3/10, 2.0 s each, 0:00:14 left",
+        "search: 30/30, 2.0 s each, done in 0:01:00",
+        "training: 6/10, 2.0 s each, 0:00:08 left",
+    ]
+
+
 def test_stages_do_not_silence_each_other() -> None:
     log = Log()
     first = log.progress.add_task("read", total=9, note="")

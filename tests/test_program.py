@@ -41,6 +41,9 @@ HEAVY = {
     *("sklearn", "tensorrt", "tensorrt_rtx", "timm", "torch", "torchvision"),
     *("transformers", "triton", "fastapi", "uvicorn"),
 }
+WIDTH = 80
+"""Columns of a terminal, if nobody has made it wider."""
+
 SUBCOMMANDS = ("export verify", "export pull", "export import")
 PROGRAMS = ("training", "export", "serving")
 WITHOUT_NUMPY = {"", *COMMANDS} - {
@@ -56,7 +59,13 @@ WRONG = (
     *(" export --task digits --images 0", " export --task digits --precision fp8"),
     *(" export --task a/b", " export verify", " import x --task t --input-size 0"),
     *(" pull", " predict --task t a.png --top-k 0", " predict a.png", " show a/b", " use a"),
+    " train --task t --data digits --checkpoint random:x",
     *(" remove a", " list --no-such", " pack a", " unpack x --as a/b", " nonesuch"),
+)
+
+MISSING = (
+    " train --task t --data digits --checkpoint no-such.pth",
+    " train --task t --data folder:no-such --backbone demo-vit",
 )
 
 EACH = """
@@ -101,10 +110,11 @@ def answers() -> dict[str, tuple[int, str, str, set[str]]]:
     """Exit status, stdout, stderr and heavy modules of each line."""
     done = subprocess.run(
         [sys.executable, "-c", EACH, " ".join({*HEAVY, "numpy"})],
-        input="\n".join([*lines(), *WRONG]),
+        input="\n".join([*lines(), *WRONG, *MISSING]),
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, "COLUMNS": str(WIDTH)},
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return {line: (status, said, error, {*heavy}) for line, status, said, error, heavy in found}
@@ -121,6 +131,9 @@ def test_help_and_version_are_there_and_bring_nothing_heavy(
     else:
         assert "Usage: " in said
         assert all(option in said for option in ("--help", " -h ", "--log-level"))
+        assert "…" not in said  # what is cut cannot be read
+        assert max(map(len, said.splitlines())) <= WIDTH
+        assert "Examples" in said
     assert heavy & HEAVY == set()
     module, _, words = line.partition(" ")
     if not module and words.rpartition(" ")[0] in WITHOUT_NUMPY:
@@ -135,6 +148,16 @@ def test_wrong_usage_is_status_2_before_anything_heavy_starts(
     assert (status, said) == (2, "")
     assert "Usage: " in error
     assert heavy & HEAVY <= {"PIL"}  # which training reads its built-in tasks with
+
+
+@pytest.mark.parametrize("line", MISSING)
+def test_what_is_missing_is_said_in_a_line_before_anything_heavy_starts(
+    line: str, answers: dict[str, tuple[int, str, str, set[str]]]
+) -> None:
+    status, said, error, heavy = answers[line]
+    assert (status, said, error.count("\n")) == (1, "", 1)
+    assert "no-such" in error
+    assert heavy & HEAVY <= {"PIL"}
 
 
 def without_program(text: str, program: str) -> str:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glora_deploy.backbones.checkpoint_name import RANDOM, require_recordable, split_part
 from glora_deploy.backbones.input_size import HeightWidth, parse_size
 from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
-from glora_deploy.data.spec import with_splits
+from glora_deploy.data.spec import DataSpec, with_splits
 from glora_deploy.errors import DataError
 from glora_deploy.glora.forms import LayerKind
 
@@ -171,7 +172,8 @@ def train(
         allow_empty_classes=allow_empty_classes,
         tensorboard=None if tensorboard is None else Path(tensorboard),
     )
-    from .pipeline import run
+    _require_files(spec, checkpoint)
+    from .pipeline import run  # and torch
 
     return run(config, Path(store), report, tell)
 
@@ -193,6 +195,24 @@ def _require_data(task: str, data: str | None, backbone: str | None) -> None:
             "downloads nothing: demo-vit, a toy of 32x32 pixels",
             "backbone",
         )
+
+
+def _require_files(spec: str, checkpoint: Path | str | None) -> None:
+    """Refuse places where nothing is, before the seconds that libraries take to load.
+
+    Raises:
+        SettingError: If no manifest could say where the weights came from.
+        GloraDeployError: If a folder of images or a file of weights is not there.
+    """
+    if checkpoint is not None:
+        try:
+            require_recordable(checkpoint)
+        except ValueError as error:
+            raise SettingError(str(error), "checkpoint") from error
+        if not str(checkpoint).startswith(RANDOM):
+            split_part(checkpoint)
+    if spec not in BUILT_IN_TASKS:
+        DataSpec.parse(spec)
 
 
 def _require_effect(

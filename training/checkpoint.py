@@ -22,6 +22,23 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of one parameter."""
 
 
+def state_of(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Copies of all that a training changes.
+
+    Args:
+        parameters: By name, in the order the optimizer has them.
+        optimizer: The AdamW that trains them.
+    """
+    tensors = {}
+    for name, parameter in parameters.items():
+        tensors[f"value/{name}"] = parameter.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}/{name}"] = value.clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The state of a training at the end of an epoch, and how it got there."""
@@ -75,29 +92,22 @@ class Checkpoint:
 
     def write(
         self,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        tensors: Mapping[str, Tensor],
         epoch: int,
         seconds: float,
         history: Sequence[EpochRecord] = (),
     ) -> None:
-        """Replace the file by the present state.
+        """Replace the file by a state.
 
         Args:
-            parameters: By name, in the order the optimizer has them.
-            optimizer: The AdamW that trains them.
+            tensors: As ``state_of`` gives them.
             epoch: Epochs done.
             seconds: Spent on them.
             history: What each of them came to.
         """
-        tensors = {}
-        for name, parameter in parameters.items():
-            tensors[f"value/{name}"] = parameter.detach().contiguous()
-            moments = optimizer.state.get(parameter, {})
-            tensors |= {f"{key}/{name}": value.contiguous() for key, value in moments.items()}
         epochs = [each.model_dump() for each in history]
         state = {"epoch": epoch, "seconds": seconds, "history": epochs}
-        replace_file(self.path, save(tensors, {"state": json.dumps(state)}), self.scratch)
+        replace_file(self.path, save(dict(tensors), {"state": json.dumps(state)}), self.scratch)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with self._open() as file:

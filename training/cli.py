@@ -9,12 +9,14 @@ import typer
 from rich.progress import TaskID
 
 from glora_deploy.console import (
-    make_table,
+    one_line,
     one_line_errors,
+    print_table,
     progress_bars,
     stderr,
     stdout,
 )
+from glora_deploy.errors import GloraDeployError
 from glora_deploy.options import CurrentOption, QuietOption, StoreOption
 from glora_deploy.plain_progress import Progress
 from glora_deploy.program import app_of, examples
@@ -26,6 +28,11 @@ from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
 
 if TYPE_CHECKING:  # it brings torch, which --help and wrong usage do without
     from .pipeline import Outcome
+
+
+DATA, BACKBONE, METHOD, SCHEDULE, RUN = (
+    "Data", "Backbone", "What is trained", "For how long", "The run",
+)  # fmt: skip
 
 
 @examples(
@@ -44,7 +51,8 @@ def train(
         str | None,
         typer.Option(
             help="Built-in name (digits, photos, position, orientation), folder:PATH, lists:PATH "
-            "or vtab:PATH. By default the built-in task of the same name."
+            "or vtab:PATH. By default the built-in task of the same name.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     split: Annotated[
@@ -52,36 +60,46 @@ def train(
         typer.Option(
             help="Where the splits come from, if the names of folders or lists do not say it: for "
             "val and test a place below PATH or a share of train, such as "
-            "train=train,val=0.2,test=val."
+            "train=train,val=0.2,test=val.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     skip_unreadable: Annotated[
         bool,
-        typer.Option("--skip-unreadable", help="Leave images out that cannot be read."),
+        typer.Option(
+            "--skip-unreadable", help="Leave images out that cannot be read.", rich_help_panel=DATA
+        ),
     ] = False,
     allow_duplicates: Annotated[
         bool,
         typer.Option(
             "--allow-duplicates",
             help="Train although one picture is in two splits; the accuracies are then too high.",
+            rich_help_panel=DATA,
         ),
     ] = False,
     allow_empty_classes: Annotated[
         bool,
-        typer.Option("--allow-empty-classes", help="Train although a class has no training image."),
+        typer.Option(
+            "--allow-empty-classes",
+            help="Train although a class has no training image.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
     backbone: Annotated[
         str | None,
         typer.Option(
             help="Any timm model, or demo-vit, a toy that ships with the package and is the "
-            "default of the built-in tasks."
+            "default of the built-in tasks.",
+            rich_help_panel=BACKBONE,
         ),
     ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
             help="Local weights of the backbone: .safetensors, .npz or .pth, or random:SEED. "
-            "By default its pretrained ones."
+            "By default its pretrained ones.",
+            rich_help_panel=BACKBONE,
         ),
     ] = None,
     input_size: Annotated[
@@ -89,6 +107,7 @@ def train(
         typer.Option(
             metavar="PIXELS",
             help="Side of the input in pixels, or HEIGHTxWIDTH; the backbone's by default.",
+            rich_help_panel=BACKBONE,
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -105,7 +124,7 @@ def train(
             expose_value=False,
             callback=take_config,
             help="TOML file of options by their names, for what the command line leaves out. Each "
-            "version has one beside it, STORE/TASK/VERSION/run.toml, that repeats it.",
+            "version has one beside it, run.toml, that repeats it.",
         ),
     ] = None,
     method: Annotated[
@@ -113,6 +132,7 @@ def train(
         choice(
             Method,
             help="glora: supernet and search. lora: one fixed subnet.",
+            rich_help_panel=METHOD,
         ),
     ] = "glora",
     schedule: Annotated[
@@ -121,57 +141,93 @@ def train(
             Schedule,
             help="short: for minutes on a CPU. paper: the published recipe, 500 epochs and a "
             "search of 1,050 subnets.",
+            rich_help_panel=SCHEDULE,
         ),
     ] = "short",
-    epochs: Annotated[int | None, typer.Option(help="Epochs; the schedule's by default.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs; the schedule's by default.", rich_help_panel=SCHEDULE),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step.", rich_help_panel=SCHEDULE)
+    ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Peak learning rate; short takes 0.01 on demo-vit, else 0.001."),
+        typer.Option(
+            help="Peak learning rate; short takes 0.01 on demo-vit, else 0.001.",
+            rich_help_panel=SCHEDULE,
+        ),
     ] = None,
-    drop_path: Annotated[float | None, typer.Option(help="Drop path of the deepest block.")] = None,
+    drop_path: Annotated[
+        float | None, typer.Option(help="Drop path of the deepest block.", rich_help_panel=SCHEDULE)
+    ] = None,
     ranks: Annotated[
         str | None,
-        typer.Option(help="Ranks on offer to lora paths, such as 8,4; one with --method lora."),
+        typer.Option(
+            help="Ranks on offer to low-rank forms, such as 8,4; one with --method lora.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     layers: Annotated[
-        str, typer.Option(help="Kinds of layer to adapt, of linear,conv,affine.")
+        str,
+        typer.Option(
+            help="Kinds of layer to adapt, of linear, conv and affine; a comma between two.",
+            rich_help_panel=METHOD,
+        ),
     ] = "linear",
     include: Annotated[
         list[str] | None,
         typer.Option(
             help="Pattern of layer names to adapt; may be repeated. By default all, or with "
-            "--method lora those called qkv."
+            "--method lora those called qkv.",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Pattern of layers to leave alone; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Pattern of layers to leave alone; may be repeated.", rich_help_panel=METHOD
+        ),
     ] = None,
     max_parameters: Annotated[
         str | None,
-        typer.Option(help="Most numbers a subnet may store, such as 150000, 150k or 0.5M."),
+        typer.Option(
+            help="Most numbers a subnet may store, such as 150000, 150k or 0.5M.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    population: Annotated[int | None, typer.Option(help="Subnets per generation.")] = None,
+    population: Annotated[
+        int | None, typer.Option(help="Subnets per generation.", rich_help_panel=SCHEDULE)
+    ] = None,
     generations: Annotated[
-        int | None, typer.Option(help="Generations after the first random one.")
+        int | None,
+        typer.Option(help="Generations after the first random one.", rich_help_panel=SCHEDULE),
     ] = None,
     retrain: Annotated[
         bool,
-        typer.Option("--retrain", help="After the search, train again on train and val together."),
+        typer.Option(
+            "--retrain",
+            help="After the search, train again on train and val together.",
+            rich_help_panel=SCHEDULE,
+        ),
     ] = False,
     compare_lora: Annotated[
         bool,
         typer.Option(
             "--compare-lora",
             help="Also train plain LoRA for the same time; stored as another version, not current.",
+            rich_help_panel=METHOD,
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Every draw of the run follows from it.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Every draw of the run follows from it.", rich_help_panel=RUN)
+    ] = 0,
     device: Annotated[
         DeviceName,
         choice(
             DeviceName,
             help="Where to compute; auto takes CUDA where there is one.",
+            rich_help_panel=RUN,
         ),
     ] = "auto",
     resume: Annotated[
@@ -180,18 +236,24 @@ def train(
             "--resume",
             help="Fail unless there is an interrupted run of this task to go on with. Where it "
             "was asked for the same, it is gone on with in any case.",
+            rich_help_panel=RUN,
         ),
     ] = False,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Discard an interrupted run of this task, and start anew."),
+        typer.Option(
+            "--restart",
+            help="Discard an interrupted run of this task, and start anew.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     tensorboard: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Write TensorBoard event files below this folder while training: "
-            "DIR/TASK/TIME/STAGE.",
+            "one for each task, start and stage.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     quiet: QuietOption = False,
@@ -205,7 +267,7 @@ def train(
     from . import api  # it reads the built-in tasks, and so brings Pillow
 
     with (
-        one_line_errors("interrupted; the same command goes on where it stopped"),
+        one_line_errors(lambda: _how_to_go_on(store, task)),
         wrong_settings(),
         progress_bars(quiet=quiet) as bars,
     ):
@@ -245,7 +307,21 @@ def train(
             report=_Bars(bars),
             tell=_tell,
         )
-    _print(outcomes, store, make_current=make_current)
+    if not quiet:
+        _print(outcomes, store, make_current=make_current)
+
+
+def _how_to_go_on(store: Path, task: str) -> str:
+    from .run_folder import RunFolder
+
+    try:
+        n_epochs = RunFolder(store, task).epochs
+    except GloraDeployError as error:
+        return f"interrupted; {one_line(error)}"
+    if not n_epochs:
+        return "interrupted before an epoch was complete; nothing is kept"
+    epochs = "1 epoch is" if n_epochs == 1 else f"{n_epochs} epochs are"
+    return f"interrupted; {epochs} kept, and the same command goes on from there"
 
 
 class _Bars:
@@ -288,7 +364,7 @@ def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
         title += (
             "\nsearch val: the chosen subnet with the supernet's weights; val, test: what is stored"
         )
-    stdout.print(make_table(title, columns, rows, right=numbers, whole=("artifact", "parameters")))
+    print_table(title, columns, rows, right=numbers, whole=("artifact", "parameters"))
     if not make_current:
         from glora_deploy.store.audit import store_option
 

@@ -16,7 +16,7 @@ from glora_deploy.data.load import TaskData
 from glora_deploy.glora.forms import Form, LayerForms, Subnet
 from glora_deploy.store.history import EpochRecord, StageName, StageRecord, ValidationRecord
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, state_of
 from .config import Method, RunConfig, SearchConfig, TrainConfig
 from .evaluate import MergedNetwork
 from .event_files import EventFiles
@@ -169,7 +169,8 @@ def _searched_weights(job: Job, supernet: Supernet) -> Checkpoint | None:
         if job.folder.checkpoint("training").epoch > train.supernet_epochs:
             return None  # an earlier release was interrupted here, and kept none
         # It counts no epoch: those are in the checkpoint of the training.
-        kept.write(supernet.trainable(), _no_moments(supernet), epoch=0, seconds=0.0)
+        state = state_of(supernet.trainable(), _no_moments(supernet))
+        kept.write(state, epoch=0, seconds=0.0)
     return kept
 
 
@@ -204,6 +205,7 @@ def _trainer(
         report=report,
     )
     job.events.begin(stage, trainer.history)
+    job.report(stage, len(trainer.history), train.epochs, "")  # its time begins
     return trainer
 
 
@@ -243,6 +245,7 @@ def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) ->
         note = f"accuracy {best.fitness:.1%}, {best.n_parameters:,} parameters"
         job.report("search", n_evaluated, n_planned, note)
 
+    job.report("search", 0, n_planned, "")
     result = evolve(
         supernet.space,
         fitness,

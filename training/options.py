@@ -37,7 +37,7 @@ def _option(setting: str) -> str:
     return _OPTIONS.get(setting, f"--{setting.replace('_', '-')}")
 
 
-def choice(choices: Any, help: str) -> Any:
+def choice(choices: Any, help: str, rich_help_panel: str) -> Any:
     """An option that takes one of the words of a Literal, and refuses others as all options do."""
     words = get_args(choices)
 
@@ -46,7 +46,8 @@ def choice(choices: Any, help: str) -> Any:
             raise typer.BadParameter(f"must be one of {', '.join(words)}, got {text!r}")
         return text
 
-    return typer.Option(parser=parse, metavar=f"[{'|'.join(words)}]", help=help)
+    metavar = f"[{'|'.join(words)}]"
+    return typer.Option(parser=parse, metavar=metavar, help=help, rich_help_panel=rich_help_panel)
 
 
 def parsed(option: str, parse: Callable[[str], T], text: str | None) -> T | None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from glora_deploy.backbones.checkpoint_name import require_recordable
 from glora_deploy.backbones.input_size import HeightWidth
-from glora_deploy.backbones.load import Backbone, load_backbone, outline, require_recordable
+from glora_deploy.backbones.load import Backbone, load_backbone, outline
 from glora_deploy.backbones.packaged import PACKAGED
 from glora_deploy.console import one_line
 from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS

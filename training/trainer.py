@@ -8,19 +8,22 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glora_deploy.errors import NonFiniteError
 from glora_deploy.glora.supernet_layers import set_subnet
 from glora_deploy.store.history import EpochRecord
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, state_of
 from .config import TrainConfig
 from .device import repeatable
 from .pixels import Pixels
 from .schedule import Draw, learning_rate
 from .supernet import Supernet
+
+CHECKPOINT_S = 60.0
+"""Seconds of training that a power failure may cost at most, beside the epoch it falls into."""
 
 
 class Trainer:
@@ -36,7 +39,8 @@ class Trainer:
         images: The training split.
         config: Rates, batch and epochs.
         rng: One draw per epoch.
-        checkpoint: Where to continue from and what to write every few epochs and at the end.
+        checkpoint: Where to continue from; written every few epochs, after a long one, at the end,
+            and when an interrupt ends the training: no epoch that was complete is lost.
         report: Called after each epoch with what it came to.
 
     Raises:
@@ -69,6 +73,9 @@ class Trainer:
         """Spent on training so far, before an interruption included."""
         self.history: list[EpochRecord] = []
         """What each epoch came to, those before an interruption included."""
+        self._unwritten: dict[str, Tensor] | None = None
+        """The state of the last whole epoch, where no file holds it yet."""
+        self._written_at = time.perf_counter()
         if checkpoint:
             state = checkpoint.restore(self._parameters, self._optimizer)
             self._epochs_restored, self.seconds, self.history = state
@@ -83,27 +90,44 @@ class Trainer:
         Raises:
             NonFiniteError: If the loss or a weight is no longer finite; that epoch is not kept.
         """
-        started, seconds_before = time.perf_counter(), self.seconds
-        with repeatable(self._images.labels.device):
-            last = self._config.epochs if until is None else until
-            while self._epoch < last:
-                rng = random.Random(self._rng.getrandbits(63))
-                if self._epoch >= self._epochs_restored:
-                    torch.manual_seed(rng.getrandbits(63))  # drop path draws from it
-                    self.history.append(self._train_epoch(draw, rng))
-                    self.seconds = seconds_before + time.perf_counter() - started
-                    self._report(self.history[-1])
-                self._epoch += 1
-                self._keep(last=last)
+        try:
+            self._train(draw, self._config.epochs if until is None else until)
+        except KeyboardInterrupt:
+            self._write()
+            raise
         self._supernet.model.eval()
 
-    def _keep(self, *, last: int) -> None:
+    def _train(self, draw: Draw, last: int) -> None:
+        started, seconds_before = time.perf_counter(), self.seconds
+        with repeatable(self._images.labels.device):
+            while self._epoch < last:
+                rng = random.Random(self._rng.getrandbits(63))
+                if self._epoch < self._epochs_restored:
+                    self._epoch += 1
+                    continue
+                torch.manual_seed(rng.getrandbits(63))  # drop path draws from it
+                record = self._train_epoch(draw, rng)
+                self._end_epoch(record, seconds_before + time.perf_counter() - started, last)
+                self._report(record)
+
+    def _end_epoch(self, record: EpochRecord, seconds: float, last: int) -> None:
+        self._epoch += 1
+        self.history.append(record)
+        self.seconds = seconds
+        if not self._checkpoint:
+            return
+        self._unwritten = state_of(self._parameters, self._optimizer)
         # The end of a part is kept too: what comes after it may fail, such as storing the result.
         due = self._epoch % self._config.checkpoint_every == 0 or self._epoch == last
-        if self._checkpoint and due and self._epoch > self._epochs_restored:
-            self._checkpoint.write(
-                self._parameters, self._optimizer, self._epoch, self.seconds, self.history
-            )
+        if due or time.perf_counter() - self._written_at > CHECKPOINT_S:
+            self._write()
+
+    def _write(self) -> None:
+        """Put the state of the last whole epoch where the training goes on, unless it is there."""
+        if self._checkpoint and self._unwritten is not None:
+            self._checkpoint.write(self._unwritten, self._epoch, self.seconds, self.history)
+            self._unwritten = None
+            self._written_at = time.perf_counter()
 
     def _train_epoch(self, draw: Draw, rng: random.Random) -> EpochRecord:
         """One pass over the split, and what it came to."""

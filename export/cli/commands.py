@@ -164,19 +164,30 @@ def export_command(
         ),
     ] = "1,8,32",
     backend: Annotated[
-        Backend, typer.Option(help="Library that builds the plan.", rich_help_panel=TRT)
+        Backend,
+        typer.Option(
+            metavar="LIBRARY",
+            help="What builds the plan: auto, tensorrt or rtx.",
+            rich_help_panel=TRT,
+        ),
     ] = "auto",
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
-            help="GPU to build for, such as 8.9, with RTX; may be given several times.",
+            metavar="8.9",
+            help="GPU to build for, with RTX; may be given several times.",
             rich_help_panel=TRT,
             show_default=False,
         ),
     ] = None,
     hardware_compatibility: Annotated[
         HardwareCompatibility | None,
-        typer.Option(help="Let a plan of tensorrt run on other GPUs.", rich_help_panel=TRT),
+        typer.Option(
+            metavar="WHICH",
+            help="Other GPUs that a plan of tensorrt shall run on: ampere_plus or "
+            "same_compute_capability.",
+            rich_help_panel=TRT,
+        ),
     ] = None,
     timing_cache: Annotated[
         Path | None,

@@ -48,7 +48,8 @@ def open_task(
     store = ArtifactStore.open(root)
     artifact = store.get(task, version)
     if backbone or checkpoint:
-        from glora_deploy.backbones.load import outline, require_recordable
+        from glora_deploy.backbones.checkpoint_name import require_recordable
+        from glora_deploy.backbones.load import outline
 
         from ..stored_backbone import provide_named_backbone
 

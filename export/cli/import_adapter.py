@@ -73,7 +73,8 @@ def import_adapter(
         with wrong_usage_of("--input-size"):
             size = parse_size(input_size) if input_size else None
         _require_subnet(source, subnet)
-        from glora_deploy.backbones.load import load_backbone, outline, require_recordable
+        from glora_deploy.backbones.checkpoint_name import require_recordable
+        from glora_deploy.backbones.load import load_backbone, outline
 
         from ..importers.assemble import store_import
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glora_deploy.console import make_table, stdout
+from glora_deploy.console import print_table, stdout
 from glora_deploy.errors import ArtifactError
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.store.export_record import FILES, WEIGHTS_FILE, ExportRecord
@@ -34,7 +34,7 @@ def print_report(report: Report) -> None:
         rows.append((stage, str(sum(s.n_images for s in of_stage)), outcome, *numbers))
     columns = ("stage", "images", "outcome", "max abs", "of spread", "cosine", "top-1")
     title = f"{report.task}/{report.version} {report.precision} against the float64 merge"
-    stdout.print(make_table(title, columns, rows, right=columns[1:2] + columns[3:]))
+    print_table(title, columns, rows, right=columns[1:2] + columns[3:])
     stdout.print(f"inputs: {report.data}; zeros, one colour, extreme scales", soft_wrap=True)
     for step in report.steps:
         if step.outcome == "skipped":

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import ArtifactError, NonFiniteError, StoreError
+from ..errors import ArtifactError, NonFiniteError
 from ..file_kind import AGAIN, Kind, require_weights
+from .checkpoint_name import split_part
 
 _LOG = logging.getLogger(__name__)
 _MAX_DEPTH = 5
@@ -54,19 +55,12 @@ class CheckpointFile:
 
     @classmethod
     def parse(cls, text: Path | str) -> CheckpointFile:
-        """Split ``FILE`` or ``FILE#PART``; the name of a file may itself hold ``#``.
+        """As ``split_part``.
 
         Raises:
             StoreError: If there is no such file.
         """
-        path, (file, mark, part) = Path(text), str(text).rpartition("#")
-        if mark and part.strip(".") and not path.is_file() and Path(file).is_file():
-            return cls(Path(file), part.removesuffix("."))
-        if not path.is_file():
-            raise StoreError(
-                f"{path}: the checkpoint must be a file. Give .safetensors, .npz or .pth."
-            )
-        return cls(path, None)
+        return cls(*split_part(text))
 
     @property
     def source(self) -> str:

@@ -5,7 +5,6 @@ The only module that imports timm.
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -28,16 +27,13 @@ from ..data.preprocess import Preprocessing
 from ..errors import ArtifactError, HubError
 from ..store.fingerprint import fingerprint
 from ..store.manifest_fields import BackboneRecord, PreprocessingRecord
-from ..strict_record import short
 from .checkpoint_file import CheckpointFile, require_finite, unwrapped
+from .checkpoint_name import require_recordable
 from .input_size import HeightWidth, require_size
 from .packaged import PACKAGED, packaged_config
 
 _LOADING_ARGUMENTS = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "scriptable"}
 """Arguments of timm that name files or places; a manifest from elsewhere must not set them."""
-
-_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}")
-"""What a manifest's ``file:BASENAME`` can hold; the last are the bytes of a name not in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,29 +243,6 @@ def load_backbone(
         tensors=tensors,
         fingerprint=fingerprint({key: tensor.numpy() for key, tensor in tensors.items()}),
     )
-
-
-def require_recordable(checkpoint: Path | str) -> None:
-    """Check that a manifest can say where these weights came from.
-
-    Raises:
-        ValueError: If the seed of ``random:SEED`` is none, or a file's name is not plain text.
-    """
-    text = str(checkpoint)
-    if text.startswith("random:"):
-        seed = text.removeprefix("random:")
-        if not re.fullmatch(r"[0-9]{1,20}", seed) or int(seed) >= 2**64:
-            raise ValueError(
-                f"checkpoint random:SEED must have a whole number from 0 to {2**64 - 1}, "
-                f"got {short(text)}"
-            )
-        return
-    name = Path(text).name
-    if not _FILE_NAME.fullmatch(name):
-        raise ValueError(
-            "the name of a checkpoint file must be UTF-8 text without backslashes and control "
-            f"characters, got {short(name)}. Rename it."
-        )
 
 
 def _resolve(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..console import make_table, one_line_errors, progress_bars, stderr, stdout, wrong_usage_of
+from ..console import one_line_errors, print_table, progress_bars, stderr, stdout, wrong_usage_of
 from ..options import JsonOption, QuietOption, StoreOption, complete_task_or_version
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
@@ -123,14 +123,12 @@ def _print(found: Comparison) -> None:
         what = "all images" if found.split == "all" else f"{found.split} images"
         title += f"; measured on the {what} of {found.data}, compared with {found.versions[0].name}"
     rows = list(zip(_FACTS, *(_cells(each) for each in found.versions), strict=True))
-    stdout.print(
-        make_table(title, columns, [row for row in rows if any(row[1:])], right=columns[1:])
-    )
+    print_table(title, columns, [row for row in rows if any(row[1:])], right=columns[1:])
     if not found.differences:
         stdout.print("They were made alike: no setting, data, backbone or form differs.")
         return
     rows = [(each.what, *each.values) for each in found.differences]
-    stdout.print(make_table("What differs", columns, rows))
+    print_table("What differs", columns, rows)
 
 
 _FACTS = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ..console import make_table, one_line_errors, stdout
+from ..console import one_line_errors, print_table
 from ..options import StoreOption
+from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .sizes import artifacts_of, mb, merged_bytes, size_bytes
 
 
+@examples("", "--store shared/artifacts")
 def du(store: StoreOption = DEFAULT_STORE) -> None:
     """What the tasks cost on disk as deltas, and what they would cost as merged networks."""
     from ..store.reader import BACKBONE_WEIGHTS, BACKBONES
@@ -27,4 +29,4 @@ def du(store: StoreOption = DEFAULT_STORE) -> None:
         rows.append(("all tasks", mb(deltas), mb(merged_total), mb(exports)))
         rows.append(("shared backbones", mb(backbones), "", ""))
         columns = ("task", "deltas MB", "as merged fp32 MB", "exports on disk MB")
-        stdout.print(make_table(str(store), columns, rows, right=columns[1:]))
+        print_table(str(store), columns, rows, right=columns[1:])

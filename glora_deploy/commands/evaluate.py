@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..console import make_table, one_line_errors, progress_bars, stderr, stdout
+from ..console import one_line_errors, print_table, progress_bars, stderr, stdout
 from ..evaluation.choices import Device
 from ..options import JsonOption, QuietOption, StoreOption, complete_task, complete_version
 from ..precision import Precision
@@ -191,7 +191,7 @@ def _print(found: Evaluation, *, per_class: bool, confusion: bool) -> None:
     if pairs := metrics.most_confused():
         rows = [(each.label, each.predicted, f"{each.n_images:,}") for each in pairs]
         columns = ("images of", "taken for", "images")
-        stdout.print(make_table("Most confused", columns, rows, right=columns[2:]))
+        print_table("Most confused", columns, rows, right=columns[2:])
     if confusion:
         _print_confusion(metrics)
 
@@ -237,7 +237,7 @@ def _print_classes(metrics: Metrics, *, every: bool) -> None:
         for each in classes
     ]
     columns = ("class", "precision", "recall", "F1", "images", "answers")
-    stdout.print(make_table(title, columns, rows, right=columns[1:]))
+    print_table(title, columns, rows, right=columns[1:])
 
 
 def _print_confusion(metrics: Metrics) -> None:
@@ -246,7 +246,7 @@ def _print_confusion(metrics: Metrics) -> None:
         [label, *(f"{count:,}" if count else "" for count in row)]
         for label, row in zip(metrics.labels, metrics.confusion.tolist(), strict=True)
     ]
-    stdout.print(make_table("Which class was taken for which", columns, rows, right=columns[1:]))
+    print_table("Which class was taken for which", columns, rows, right=columns[1:])
 
 
 def _write_csv(path: Path, metrics: Metrics) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..console import make_table, one_line_errors, stdout
+from ..console import one_line_errors, print_table
 from ..errors import NotInStoreError
 from ..options import JsonOption, OptionalTaskArgument, StoreOption
 from ..program import examples
@@ -45,7 +45,7 @@ def list_versions(
         )
         rows = [_row(opened, *each) for each in listed]
         whole = ("artifact", "created", "parameters", "parity")
-        stdout.print(make_table(title, columns, rows, right=columns[3:7], whole=whole))
+        print_table(title, columns, rows, right=columns[3:7], whole=whole)
 
 
 def _listed(store: ArtifactStore, tasks: list[str]) -> Iterator[tuple[Artifact, bool]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..console import make_table, one_line, one_line_errors, progress_bars, stdout
+from ..console import one_line, one_line_errors, print_table, progress_bars
 from ..errors import DataError, NonFiniteError
 from ..options import JsonOption, QuietOption, StoreOption, TaskOption, VersionOption
 from ..precision import Precision
@@ -143,7 +143,7 @@ def _print_table(predictor: Predictor, answers: dict[str, Prediction]) -> None:
     ]
     title = f"{predictor.task}/{predictor.version} {predictor.precision}"
     columns = ("image", "label", "probability")
-    stdout.print(make_table(title, columns, rows, right=columns[2:], whole=columns[2:]))
+    print_table(title, columns, rows, right=columns[2:], whole=columns[2:])
 
 
 def _print_json(

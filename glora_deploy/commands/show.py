@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..console import make_table, one_line_errors, stdout
+from ..console import one_line_errors, print_table
 from ..options import JsonOption, OptionalVersionArgument, StoreOption, TaskArgument
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
@@ -44,7 +44,7 @@ def show(
         is_current = opened.current(task) == artifact.version
         title = f"{artifact.task}/{artifact.version}{', which answers' if is_current else ''}"
         rows = [row for row in _rows(opened, artifact) if row[1]]
-        stdout.print(make_table(title, ("", ""), rows))
+        print_table(title, ("", ""), rows)
 
 
 def _rows(store: ArtifactStore, artifact: Artifact) -> list[tuple[str, str]]:

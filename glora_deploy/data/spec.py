@@ -6,6 +6,7 @@ The text alone says which images are read, so a manifest that keeps it can have 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
@@ -49,11 +50,9 @@ class Splits:
         """
         pairs = [part.partition("=")[::2] for part in text.split(",")]
         if sorted(name for name, _ in pairs) != ["test", "train", "val"]:
-            given = {"val": f"{VAL_SHARE}", "test": f"{TEST_SHARE}"} | dict(pairs)
-            example = ",".join(f"{name}={given.get(name) or name}" for name in _NAMES)
             raise DataError(
                 f"split: must give train, val and test once each, got {text!r}. Give all three, "
-                f"such as {example}, where a number is a share of train to be drawn."
+                f"such as {_completed(pairs)}, where a number is a share of train to be drawn."
             )
         values = {name: _place_or_share(name, value) for name, value in pairs}
         train, val, test = (values[name] for name in _NAMES)
@@ -74,6 +73,17 @@ class Splits:
                 f"none of its own, give a share of train, such as val={VAL_SHARE}."
             )
         return cls(train=train, val=val, test=test)
+
+
+def _completed(pairs: Iterable[tuple[str, str]]) -> str:
+    """An example with what was given, as far as that is any good."""
+    given = {"train": "train", "val": f"{VAL_SHARE}", "test": f"{TEST_SHARE}"}
+    given |= {name: value for name, value in pairs if name in _NAMES and value}
+    example = ",".join(f"{name}={given[name]}" for name in _NAMES)
+    try:
+        return str(Splits.parse(example))
+    except DataError:
+        return f"train=.,val={VAL_SHARE},test={TEST_SHARE}"
 
 
 def _place_or_share(name: str, text: str) -> str | float:

@@ -13,7 +13,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from glora_deploy.backbones.load import build_empty, load_backbone, outline, require_recordable
+from glora_deploy.backbones.checkpoint_name import require_recordable
+from glora_deploy.backbones.load import build_empty, load_backbone, outline
 from glora_deploy.errors import ArtifactError, HubError, StoreError
 from glora_deploy.store.manifest_fields import BackboneRecord, PreprocessingRecord
 

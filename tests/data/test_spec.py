@@ -39,6 +39,23 @@ def test_a_folder_that_is_called_like_an_option_is_a_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("text", "example"),
+    [
+        ("train=a,val=0.3", "train=a,val=0.3,test=0.2"),
+        ("val=2", "train=.,val=0.2,test=0.2"),
+        ("val=0.9,test=0.9", "train=.,val=0.2,test=0.2"),
+        ("train=../up", "train=.,val=0.2,test=0.2"),
+        ("nonsense", "train=train,val=0.2,test=0.2"),
+    ],
+)
+def test_the_example_that_a_refusal_gives_is_no_nonsense(text: str, example: str) -> None:
+    with pytest.raises(DataError) as refused:
+        Splits.parse(text)
+    assert f"such as {example}, where" in str(refused.value)
+    Splits.parse(example)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("train=a,val=0.2", "must give train, val and test once each"),

@@ -13,6 +13,7 @@ from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import pipeline
 from glora_deploy.training.cli import main
 from glora_deploy.training.options import parse_count
+from glora_deploy.training.run_folder import RunFolder
 
 
 def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -228,10 +229,26 @@ def test_a_device_that_is_not_there_is_a_failure_and_not_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_tells_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("n_epochs", "message"),
+    [
+        (0, "interrupted before an epoch was complete; nothing is kept"),
+        (1, "interrupted; 1 epoch is kept, and the same command goes on from there"),
+        (7, "interrupted; 7 epochs are kept, and the same command goes on from there"),
+    ],
+)
+def test_an_interrupt_tells_what_is_kept_and_how_to_go_on(
+    n_epochs: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*arguments: object) -> None:
+        if n_epochs:
+            path = RunFolder(tmp_path / "artifacts", "digits").checkpoint("supernet")
+            path.path.parent.mkdir(parents=True)
+            path.write({}, n_epochs, 1.0)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", interrupted)
@@ -239,7 +256,7 @@ def test_an_interrupt_tells_how_to_go_on(
     assert call("--task", "digits", "--quiet", monkeypatch=monkeypatch) == 130
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "the same command goes on where it stopped" in captured.err
+    assert captured.err.strip() == message
 
 
 @pytest.mark.parametrize(

@@ -145,4 +145,4 @@ def test_epochs_of_a_release_without_histories_are_missing_and_no_more(tmp_path:
     save_file(load_file(path), path, {"state": before + "}"})
     (outcome,) = train(tmp_path, method="lora")
     (stage,) = history(outcome).stages
-    assert [each.epoch for each in stage.epochs] == [3, 4, 5, 6]
+    assert [each.epoch for each in stage.epochs] == [4, 5, 6]

@@ -376,11 +376,11 @@ def test_another_request_does_not_cost_the_epochs_of_an_interrupted_one(tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         run(make_config(), tmp_path, interrupt)
-    with pytest.raises(StoreError, match="with 4 epochs done, has seed 0, this one asks for 1"):
+    with pytest.raises(StoreError, match="with 5 epochs done, has seed 0, this one asks for 1"):
         train(tmp_path, seed=1)
     told: list[str] = []
     run(make_config(seed=1, restart=True), tmp_path, lambda *progress: None, told.append)
-    assert "discarded an unfinished run: 4 epochs" in told
+    assert "discarded an unfinished run: 5 epochs" in told
 
 
 def test_a_divergence_that_would_repeat_says_how_to_start_anew(
@@ -443,7 +443,7 @@ def test_an_unfinished_run_does_not_hide_what_is_wrong_with_a_request(
         changes = {"train": replace(make_config(method="lora").train, include=include)}
     with pytest.raises((DataError, SettingError), match=refusal):
         train(tmp_path, method="lora", **{"data": "digits", **changes})
-    assert RunFolder(tmp_path, "colours").epochs == 4
+    assert RunFolder(tmp_path, "colours").epochs == 5
 
 
 def test_other_images_are_named_as_such_where_an_unfinished_run_had_these(
@@ -459,7 +459,7 @@ def test_other_images_are_named_as_such_where_an_unfinished_run_had_these(
     with pytest.raises(StoreError) as caught:
         train(tmp_path, method="lora")
     assert str(caught.value) == (
-        f"{tmp_path}/.runs/colours: an unfinished run of this task, with 4 epochs done, cannot go "
+        f"{tmp_path}/.runs/colours: an unfinished run of this task, with 5 epochs done, cannot go "
         "on: the images have changed since. Put them back, or give --restart to discard it."
     )
 

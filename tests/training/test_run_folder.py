@@ -14,6 +14,7 @@ from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.glora.forms import SearchSpace, Subnet
 from glora_deploy.glora.supernet_layers import find_layers
 from glora_deploy.training import run_folder
+from glora_deploy.training.checkpoint import state_of
 from glora_deploy.training.config import SearchConfig
 from glora_deploy.training.run_folder import RunFolder, ScoreMemory, open_run, require_startable
 from glora_deploy.training.run_lock import LOCK
@@ -36,7 +37,7 @@ def keep_epochs(folder: RunFolder, epochs: int, stage: str = "training") -> None
     """A checkpoint as a training of so many epochs writes it."""
     parameter = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([parameter])
-    folder.checkpoint(stage).write({"w": parameter}, optimizer, epochs, 1.5)
+    folder.checkpoint(stage).write(state_of({"w": parameter}, optimizer), epochs, 1.5)
 
 
 def interrupt(store: Path, epochs: int, asked: dict[str, Any] = ASKED) -> None:

@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(store: Path, *arguments: str | Path) -> Result:
     words = [str(argument) for argument in arguments]
-    return CliRunner().invoke(app, [*words, "--store", str(store), "--quiet"])
+    return CliRunner().invoke(app, [*words, "--store", str(store)])
 
 
 def settings(store: Path, version: str) -> dict[str, Any]:

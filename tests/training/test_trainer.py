@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from glora_deploy.errors import ArtifactError, NonFiniteError
 from glora_deploy.glora.forms import LayerForms, Subnet
 from glora_deploy.store.history import EpochRecord
+from glora_deploy.training import trainer as trainer_module
 from glora_deploy.training.checkpoint import Checkpoint
 from glora_deploy.training.config import Schedule, TrainConfig
 from glora_deploy.training.pixels import Pixels
@@ -186,13 +188,43 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
         checkpoint=checkpoint,
         report=lambda each: epochs.append(each.epoch),
     )
-    assert epochs == [3, 4, 5]
+    assert epochs == [4, 5]
     assert_same(resumed, uninterrupted)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "run",
         "scratch",
         "supernet.safetensors",
     ]
+
+
+def test_an_interrupt_within_an_epoch_keeps_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("paper", epochs=5, checkpoint_every=100)
+    checkpoint = Checkpoint(tmp_path / "supernet.safetensors", tmp_path / "scratch")
+    uninterrupted = trained_state(config, draw=draw_uniform)
+    train_epoch, n_begun = Trainer._train_epoch, itertools.count(1)
+
+    def interrupted(self: Trainer, draw: Draw, rng: random.Random) -> EpochRecord:
+        record = train_epoch(self, draw, rng)  # its steps have changed the weights
+        if next(n_begun) == 3:
+            raise KeyboardInterrupt
+        return record
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained_state(config, draw=draw_uniform, checkpoint=checkpoint)
+    assert checkpoint.epoch == 2
+    assert_same(trained_state(config, draw=draw_uniform, checkpoint=checkpoint), uninterrupted)
+
+
+def test_a_long_epoch_is_kept_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(epochs=4, checkpoint_every=100)
+    checkpoint = Checkpoint(tmp_path / "supernet.safetensors", tmp_path / "scratch")
+    kept: list[int] = []
+    monkeypatch.setattr(trainer_module, "CHECKPOINT_S", 0.0)
+    trained_state(config, checkpoint=checkpoint, report=lambda _: kept.append(checkpoint.epoch))
+    assert kept == [1, 2, 3, 4]
 
 
 def test_a_finished_training_resumes_to_its_end_without_a_step(tmp_path: Path) -> None:
