@@ -3,7 +3,7 @@
 =====================  ==========================================================================
 ``predictor``          one task of a store, or one exported folder: images in, labels out
 ``exported_model``     where its ONNX model lies, and whether to trust it
-``onnx_session``       the one module of this side that imports ONNX Runtime
+``onnx_session``       the one module of this side that runs ONNX Runtime
 ``image_input``        what a caller may give as an image
 ``tasks/``             every task of a store from one backbone in memory
 ``engines/``           a backbone's network that runs with one task's weights after another's

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -22,9 +21,6 @@ from .tasks.settings import EngineSettings
 if TYPE_CHECKING:
     from .http.server import HttpServer
     from .service import Service
-
-_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
-"""Read by ONNX Runtime when it is loaded: it would tell its makers what it runs on."""
 
 _BACKLOG = 2048
 """Connections that wait to be accepted."""
@@ -52,7 +48,6 @@ def run_server(
         OSError: If a port is in use; names it.
         MissingDependencyError: If a package of the extra ``serve`` is missing.
     """
-    os.environ.setdefault(_NO_TELEMETRY, "1")
     try:
         from .http.app import build_app
         from .http.server import HttpServer
