@@ -83,9 +83,12 @@ def test_leaving_answers_what_has_come_and_takes_nothing_more(engine: ToyEngine)
         idle.request("GET", "/v2/health/ready")
         ready = idle.getresponse()
         assert (ready.status, json.loads(ready.read())) == (503, {"error": "the server is leaving"})
+        assert ready.headers["connection"] == "close"
         idle.request("GET", "/v2/health/live")
         live = idle.getresponse()
         assert (live.status, live.read()) == (200, b"")
+        idle.request("POST", INFER, BODY)
+        assert idle.getresponse().headers["retry-after"] == "1"
         assert post(served) == (503, {"error": "the server is leaving"})
         served.server.leave()
         engine.release.set()
