@@ -191,6 +191,17 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="By which a proxy asks, where anyone on this machine may; may be given several "
+            "times.",
+            rich_help_panel=ACCESS,
+            show_default=False,
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -261,6 +272,7 @@ def serve(
         )
         settings = ServerSettings(
             host=host,
+            names=tuple(name.lower() for name in names or ()),
             port=port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,

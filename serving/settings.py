@@ -17,6 +17,9 @@ class ServerSettings:
 
     host: str = LOOPBACK
     """Address to listen at; nobody but this machine can reach the default."""
+    names: tuple[str, ...] = ()
+    """Names that the server may be asked by beside those of this machine, such as a proxy's; of
+    meaning where it listens for this machine alone, without a token."""
     port: int = 8000
     """Of HTTP; 0 for any that is free."""
     grpc_port: int | None = None

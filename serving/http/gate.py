@@ -13,6 +13,7 @@ from ..rate import RateLimit
 from ..service import Service
 from ..telemetry.request_record import RequestRecord, request_id, traceparent
 from .errors import CLIENT_CLOSED, HttpError, error_response
+from .site import require_own_site
 
 OPEN = frozenset(
     ("/", "/app.js", "/style.css", "/favicon.ico", "/v2/health/live", "/v2/health/ready")
@@ -116,6 +117,7 @@ class Gate:
             raise HttpError(503, "the server is leaving", {"retry-after": _OTHERS_S})
         if path in OPEN:
             return
+        require_own_site(scope["method"], headers, self._service.settings)
         authorization = headers.get("authorization")
         if self._rate is not None:
             self._rate.take(record.client)

@@ -28,7 +28,7 @@ QUICK = settings(deadline=None, max_examples=500)
 def anyone() -> Iterator[TestClient]:
     engine = ToyEngine()
     app = build_app(engine, ServerSettings(tokens=Tokens(management=MANAGEMENT)))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
     engine.close()
 

@@ -23,9 +23,11 @@ HANGS_S = 30.0
 SHORT = ServerSettings(limits=Limits(receive_s=0.3))
 ENOUGH = ServerSettings(limits=Limits(receive_s=2 * HANGS_S))
 PAUSE_S = 0.02
-READY = b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n"
-POST = b"POST /v2/models/pets/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
-CHUNKED = b"POST /v2/models/cars/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+READY = b"GET /v2/health/ready HTTP/1.1\r\nhost: localhost\r\n\r\n"
+POST = b"POST /v2/models/pets/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n"
+CHUNKED = (
+    b"POST /v2/models/cars/infer HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_a_connection_that_asks_nothing_is_closed(hurried: Served) -> None:
 
 def test_headers_that_never_end_are_answered_408(hurried: Served) -> None:
     connection = connect(hurried)
-    connection.sendall(b"GET /v2 HTTP/1.1\r\nhost: x\r\n")
+    connection.sendall(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n")
     answer = dribble(connection, b"x: " + b"a" * 60 + b"\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
@@ -146,7 +148,7 @@ def test_an_answer_that_is_not_taken_is_dropped(engine: ToyEngine) -> None:
 
     with serving(app) as served:
         connection = connect(served)
-        connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        connection.sendall(b"GET /large HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 200"
         wait_until(lambda: not served.server.server_state.connections)
         assert len(all_of(connection)) < len(large)
@@ -203,7 +205,7 @@ def test_a_request_for_another_protocol_is_answered_without_it(
 ) -> None:
     with caplog.at_level(logging.INFO), connect(served) as connection:
         connection.sendall(
-            b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\n"
+            b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\n"
             b"upgrade: websocket\r\n\r\n"
         )
         assert connection.recv(12) == b"HTTP/1.1 200"

@@ -40,7 +40,9 @@ def engine() -> Iterator[ToyEngine]:
 
 @pytest.fixture
 def client(engine: ToyEngine) -> Iterator[TestClient]:
-    with TestClient(build_app(engine, ServerSettings(max_task_labels=1))) as made:
+    with TestClient(
+        build_app(engine, ServerSettings(max_task_labels=1)), "http://127.0.0.1"
+    ) as made:
         yield made
 
 
@@ -161,5 +163,5 @@ def test_metrics_may_have_a_port_of_their_own(engine: ToyEngine) -> None:
         assert b"glora_ready 1.0" in response.read()
     end()
     app = build_app(engine, ServerSettings(metrics_port=port))
-    with TestClient(app) as client:
+    with TestClient(app, "http://127.0.0.1") as client:
         assert client.get("/metrics").status_code == 404
