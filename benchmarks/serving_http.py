@@ -209,7 +209,7 @@ def raw_call(port: int, images: NDArray[np.float32]) -> Callable[[], None]:
         }
     ).encode()
     request = (
-        f"POST /v2/models/{TASK}/infer HTTP/1.1\r\nhost: x\r\n"
+        f"POST /v2/models/{TASK}/infer HTTP/1.1\r\nhost: localhost\r\n"
         f"inference-header-content-length: {len(head)}\r\n"
         f"content-length: {len(head) + len(raw)}\r\n\r\n"
     ).encode() + head + raw  # fmt: skip
