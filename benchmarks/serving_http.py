@@ -37,7 +37,8 @@ from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.serving.errors import UnknownTaskError
 from glora_deploy.serving.grpc.server import serve_grpc
 from glora_deploy.serving.http.app import build_app
-from glora_deploy.serving.http.server import HttpServer, bind
+from glora_deploy.serving.http.server import HttpServer
+from glora_deploy.serving.listening import bind
 from glora_deploy.serving.protocol.infer import plan_call, to_images, to_reply
 from glora_deploy.serving.protocol.limits import Limits
 from glora_deploy.serving.protocol.tensors import InferCall, Tensor
@@ -208,7 +209,7 @@ def raw_call(port: int, images: NDArray[np.float32]) -> Callable[[], None]:
         }
     ).encode()
     request = (
-        f"POST /v2/models/{TASK}/infer HTTP/1.1\r\nhost: x\r\n"
+        f"POST /v2/models/{TASK}/infer HTTP/1.1\r\nhost: localhost\r\n"
         f"inference-header-content-length: {len(head)}\r\n"
         f"content-length: {len(head) + len(raw)}\r\n\r\n"
     ).encode() + head + raw  # fmt: skip

@@ -3,10 +3,21 @@
 =====================  ==========================================================================
 ``predictor``          one task of a store, or one exported folder: images in, labels out
 ``exported_model``     where its ONNX model lies, and whether to trust it
-``onnx_session``       the one module of this side that imports ONNX Runtime
+``onnx_session``       the one module of this side that runs ONNX Runtime
 ``image_input``        what a caller may give as an image
 ``tasks/``             every task of a store from one backbone in memory
 ``engines/``           a backbone's network that runs with one task's weights after another's
+``protocol/``          the inference protocol, whatever it comes over
+``http/``, ``grpc/``   what it comes over
+``web/``               the page for people
+``telemetry/``         what operators see
+``cli``, ``run``       the program: its options; a server from its first bind to its last answer
+``service``            what both transports use: the engine, and threads that may block
+``settings``           of a server; ``tasks.settings`` has those of its engine
+``rate``               how often one client may ask
+``listening``          a socket, taken before anything slow is done
+``resources``          what is asked of the operating system
+``announcement``       what is printed once it answers
 ``errors``             what a request can meet
 =====================  ==========================================================================
 

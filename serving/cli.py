@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from glora_deploy.console import one_line_errors, wrong_usage_of
+from glora_deploy.console import one_line, one_line_errors, wrong_usage_of
 from glora_deploy.options import StoreOption
 from glora_deploy.precision import Precision
 from glora_deploy.program import app_of, examples
 from glora_deploy.store.default_place import DEFAULT_STORE
 
 from .protocol.limits import Limits
-from .protocol.tokens import Tokens
+from .protocol.tokens import MIN_CHARS, Tokens, is_strong
 from .settings import LOOPBACK, ServerSettings
 from .tasks.settings import Backend, EngineSettings, MixedBatches
 
@@ -26,6 +28,13 @@ TOKEN, MANAGEMENT_TOKEN = "GLORA_TOKEN", "GLORA_MANAGEMENT_TOKEN"
 ENGINE, TASKS, LIMITS, ACCESS, TELEMETRY = (
     "Engine", "Tasks in memory", "Limits", "Who may ask", "What operators see",
 )  # fmt: skip
+
+_OPTIONS = {
+    "max_body_bytes": "--max-body",
+    "memory_budget_bytes": "--memory-budget",
+    "rate_per_s": "--rate",
+}
+"""Settings that are named otherwise than the option that they come from."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -138,6 +147,15 @@ def serve(
         float,
         typer.Option(min=0.001, help="Longest that a request waits.", rich_help_panel=LIMITS),
     ] = Limits().max_wait_s,
+    receive_s: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Longest that a client takes for headers, and for a body (and a second more "
+            "for each 64 KiB of it).",
+            rich_help_panel=LIMITS,
+        ),
+    ] = Limits().receive_s,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -169,6 +187,17 @@ def serve(
         typer.Option(
             help=f"Holds the token to load and unload with; else {MANAGEMENT_TOKEN} does. Without "
             "either, nobody may.",
+            rich_help_panel=ACCESS,
+            show_default=False,
+        ),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="By which a proxy asks, where anyone on this machine may; may be given several "
+            "times.",
             rich_help_panel=ACCESS,
             show_default=False,
         ),
@@ -212,10 +241,19 @@ def serve(
     with wrong_usage_of("--memory-budget"):
         budget_bytes = to_bytes(memory_budget)
     with wrong_usage_of("--max-body"):
-        limits = Limits(
-            max_body_bytes=to_bytes(max_body), max_pixels=max_pixels, max_wait_s=max_wait_s
+        body_bytes = to_bytes(max_body)
+    with one_line_errors():
+        tokens = Tokens(
+            inference=read_token(token_file, TOKEN),
+            management=read_token(management_token_file, MANAGEMENT_TOKEN),
         )
-    with wrong_usage_of("--max-queue"):
+    with _wrong_settings():
+        limits = Limits(
+            max_body_bytes=body_bytes,
+            max_pixels=max_pixels,
+            max_wait_s=max_wait_s,
+            receive_s=receive_s,
+        )
         engine_settings = EngineSettings(
             backend=backend,
             device=device,
@@ -232,21 +270,19 @@ def serve(
             allow_unproven=allow_unproven,
             require_proven=require_proven,
         )
-    with one_line_errors():
         settings = ServerSettings(
             host=host,
+            names=tuple(name.lower() for name in names or ()),
             port=port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            tokens=Tokens(
-                inference=read_token(token_file, TOKEN),
-                management=read_token(management_token_file, MANAGEMENT_TOKEN),
-            ),
+            tokens=tokens,
             limits=limits,
             rate_per_s=rate,
             decode_threads=decode_threads,
             drain_s=drain_s,
         )
+    with one_line_errors():
         from .run import run_server
         from .telemetry.access_log import configure_logging
 
@@ -280,14 +316,33 @@ def read_token(file: Path | None, variable: str) -> str | None:
 
     Raises:
         OSError: If the file cannot be read.
+        ValueError: If what is there cannot be a token; says where it is, not what.
     """
-    if file is not None:
-        return file.read_text("utf-8").strip()
-    return os.environ.get(variable) or None
+    if file is None:
+        token, where = os.environ.get(variable), variable
+    else:
+        token, where = file.read_bytes().decode("utf-8", "replace").strip(), str(file)
+    if token is not None and not is_strong(token):
+        raise ValueError(
+            f"{where}: must hold a token of {MIN_CHARS} or more printable ASCII characters. "
+            "Make one: openssl rand -hex 16"
+        )
+    return token
 
 
-def _announce(line: str) -> None:
-    print(line, flush=True)
+@contextmanager
+def _wrong_settings() -> Iterator[None]:
+    """Turn a setting that is refused into wrong usage of the option that it comes from."""
+    try:
+        yield
+    except ValueError as error:
+        name = str(error).partition(" ")[0]
+        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        raise typer.BadParameter(one_line(error), param_hint=option) from error
+
+
+def _announce(text: str) -> None:
+    print(text, flush=True)
 
 
 app = app_of(serve)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the one module of this side that imports it."""
+"""ONNX Runtime: the one module of this side that runs it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glora_deploy.errors import ExportError, MissingDependencyError
+from glora_deploy.onnx_runtime import import_onnxruntime
 
 INPUT, OUTPUT = "image", "logits"
 
@@ -31,7 +32,7 @@ class OnnxSession:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        onnxruntime = _import_onnxruntime()
+        onnxruntime = import_onnxruntime("running an ONNX model")
         options = _options(onnxruntime, threads)
         try:
             self._session = onnxruntime.InferenceSession(
@@ -89,7 +90,7 @@ class WeightedSession:
         device: Device = "cpu",
         constants: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        onnxruntime = _import_onnxruntime()
+        onnxruntime = import_onnxruntime("running an ONNX model")
         self._of_array = onnxruntime.OrtValue.ortvalue_from_numpy
         self._device = device
         options = _options(onnxruntime, threads)
@@ -145,14 +146,6 @@ _PROVIDERS: Mapping[Device, tuple[str, dict[str, str]]] = {
     # On by default: the inputs of float32 products would be rounded to 10 bits.
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", "cpu", "running an ONNX model") from error
-    return onnxruntime
 
 
 def _options(onnxruntime: Any, threads: int | None) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING
 
 from glora_deploy.errors import MissingDependencyError, StoreError
 
+from .announcement import address, announcement
+from .listening import bind
+from .resources import allow_open_files, free_memory_of_large_images
 from .settings import ServerSettings
 from .tasks.contract import TaskEngine
 from .tasks.settings import EngineSettings
@@ -23,11 +27,10 @@ if TYPE_CHECKING:
     from .http.server import HttpServer
     from .service import Service
 
-_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
-"""Read by ONNX Runtime when it is loaded: it would tell its makers what it runs on."""
-
 _BACKLOG = 2048
 """Connections that wait to be accepted."""
+_OTHER_FILES = 1024
+"""Files and sockets that are open beside HTTP's connections: the store's, and those of gRPC."""
 
 
 def run_server(
@@ -45,14 +48,13 @@ def run_server(
         engine_settings: Of the engine.
         settings: Of the server.
         otlp_endpoint: Where traces go; nowhere if None.
-        announce: Given one line once requests are taken.
+        announce: Given a few lines once requests are taken; the first says where.
 
     Raises:
         StoreError: If there is no store, or nothing in it can be served.
         OSError: If a port is in use; names it.
         MissingDependencyError: If a package of the extra ``serve`` is missing.
     """
-    os.environ.setdefault(_NO_TELEMETRY, "1")
     try:
         from .http.app import build_app
         from .http.server import HttpServer
@@ -64,8 +66,17 @@ def run_server(
             from .grpc import server as _  # noqa: F401 # what is missing is told before the start
     except ModuleNotFoundError as error:
         raise MissingDependencyError(str(error.name), "serve", "serving") from error
+    allow_open_files(settings.max_connections + _OTHER_FILES)
+    free_memory_of_large_images()
     with ExitStack() as stack:
         bound = stack.enter_context(_bound(settings.host, settings.port))
+        for port, option in (
+            (settings.grpc_port, "--grpc-port"),
+            (settings.metrics_port, "--metrics-port"),
+        ):
+            if port:  # taken for good only once there is an engine, which takes a while to open
+                with _named(settings.host, port, option):
+                    bind(settings.host, port).close()
         tracing = Tracing.to_endpoint(otlp_endpoint) if otlp_endpoint else None
         engine = _open_engine(store, engine_settings)
         stack.callback(engine.close, settings.drain_s)
@@ -75,7 +86,7 @@ def run_server(
             version=installed_version("glora-deploy"),
         )
         if settings.metrics_port is not None:
-            with _named(settings.host, settings.metrics_port):
+            with _named(settings.host, settings.metrics_port, "--metrics-port"):
                 stack.callback(metrics.serve(settings.host, settings.metrics_port))
         telemetry = Telemetry(metrics=metrics, tracing=tracing)
         stack.callback(telemetry.close)
@@ -89,17 +100,18 @@ async def _serve(
     server: HttpServer, service: Service, bound: socket.socket, announce: Callable[[str], None]
 ) -> None:
     """Answer over every transport until the server is told to leave."""
-    line = _line(bound, service.engine)
-    bound.listen(_BACKLOG)  # who reads the line may connect at once
+    host, port = bound.getsockname()[:2]
+    text = partial(announcement, service.engine, service.settings, host=host, port=port)
+    bound.listen(_BACKLOG)  # who reads the first line may connect at once
     if service.settings.grpc_port is None:
-        announce(line)
+        announce(text(grpc_port=None))
         await server.serve([bound])
         return
     from .grpc.server import serve_grpc
 
     grpc = server.beside = await serve_grpc(service)
     try:
-        announce(f"{line}; gRPC at {_address(service.settings.host, grpc.port)}")
+        announce(text(grpc_port=grpc.port))
         await server.serve([bound])
     finally:
         await grpc.end()
@@ -113,14 +125,15 @@ def _open_engine(store: Path, settings: EngineSettings) -> TaskEngine:
         if not engine.tasks():
             raise StoreError(
                 f"{store}: must hold a task to serve, it has none. "
-                "Train one: python -m glora_deploy.training --task digits"
+                f"Train one: glora train --task digits --store {store}"
             )
-        ready = [each for each in engine.versions() if each.state == "READY"]
-        if not ready:
+        if all(each.state != "READY" for each in engine.versions()):
             first = engine.versions()[0]
+            # The engine's texts reach clients, and name no path.
+            reason = first.reason.replace("--store STORE", f"--store {store}")
             raise StoreError(
                 f"{store}: must hold a version that can be served, got {first.task}/"
-                f"{first.version} {first.state}: {first.reason}"
+                f"{first.version} {first.state}: {reason}"
             )
     except BaseException:
         engine.close(0)
@@ -130,23 +143,22 @@ def _open_engine(store: Path, settings: EngineSettings) -> TaskEngine:
 
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    from .http.server import bind
-
-    with _named(host, port):
+    with _named(host, port, "--port"):
         bound = bind(host, port)
     with bound:
         yield bound
 
 
 @contextmanager
-def _named(host: str, port: int) -> Iterator[None]:
-    """Say which address an error of the operating system is about."""
+def _named(host: str, port: int, option: str) -> Iterator[None]:
+    """Say which address an error of the operating system is about, and which option to mend."""
     try:
         yield
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        option = option if error.errno == errno.EADDRINUSE else "--host"
         raise OSError(
-            f"{host}:{port}: must be an address that is free, got: {reason}. Give another --port"
+            f"{address(host, port)}: must be an address of this machine that is free, "
+            f"got: {error.strerror or error}. Give another {option}"
         ) from error
 
 
@@ -164,13 +176,3 @@ def _left_by_signal(leave: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _line(bound: socket.socket, engine: TaskEngine) -> str:
-    host, port = bound.getsockname()[:2]
-    n_tasks = len(engine.tasks())
-    return f"http://{_address(host, port)} serves {n_tasks} task{'s' if n_tasks != 1 else ''}"
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

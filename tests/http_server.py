@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 from fastapi import FastAPI
 
-from glora_deploy.serving.http.server import HttpServer, bind
+from glora_deploy.serving.http.server import HttpServer
+from glora_deploy.serving.listening import bind
 
 
 class Served:

@@ -164,6 +164,10 @@ class ToyEngine:
             )
         return self.describe(task, served.version)
 
+    def add(self, task: str, version: str) -> None:
+        """As if the store had got it while the server ran; it answers when it is named."""
+        self._of(task)[version] = _served(task, version, is_current=False)
+
     def unload(self, task: str, version: str | None = None) -> None:
         if version is not None:
             self.describe(task, version)

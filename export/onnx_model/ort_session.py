@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from glora_deploy.errors import ExportError, MissingDependencyError
+from glora_deploy.onnx_runtime import import_onnxruntime
 
 Device = Literal["cpu", "cuda"]
 
@@ -213,10 +214,7 @@ class _Feed:
 
 
 def _import_onnxruntime(device: Device) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", "cpu", "running an ONNX model") from error
+    onnxruntime = import_onnxruntime("running an ONNX model")
     if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise MissingDependencyError("onnxruntime-gpu", "gpu", "running an ONNX model on CUDA")
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)  # of what has no session of its own

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from grpc import StatusCode, aio
 from tritonclient.grpc import service_pb2 as pb
 
-from ..errors import UnavailableError
+from ..errors import InputError, UnavailableError
 from ..protocol.tokens import Realm
 from ..rate import RateLimit
 from ..service import Service
 from ..telemetry.request_record import RequestRecord
-from .errors import GrpcError, Status
+from .errors import GrpcError, Status, status_of
 from .records import EndedError, new_record, recorded, set_current
 
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -84,27 +85,34 @@ class Gate(aio.ServerInterceptor):  # type: ignore[misc] # grpc ships no types
                 if isinstance(value, str)
             },
         )
-        codecs = handler.request_deserializer, handler.response_serializer
+        # Messages are read below: of one that cannot be, gRPC would log a traceback.
+        read, codecs = handler.request_deserializer, (None, handler.response_serializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(call, handler.unary_unary), *codecs
+                self._unary(call, handler.unary_unary, read), *codecs
             )
         if handler.unary_stream:
+            behaviour = handler.unary_stream
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(call, handler.unary_stream), *codecs
+                self._stream(call, lambda raw, context: behaviour(_message(read, raw), context)),
+                *codecs,
             )
+        behaviour = handler.stream_stream
         return grpc.stream_stream_rpc_method_handler(
-            self._stream(call, handler.stream_stream), *codecs
+            self._stream(call, lambda raws, context: behaviour(_messages(read, raws), context)),
+            *codecs,
         )
 
-    def _unary(self, call: _Call, behaviour: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-        async def answer(request: Any, context: Any) -> Any:
+    def _unary(
+        self, call: _Call, behaviour: Callable[[Any, Any], Any], read: Callable[[bytes], Any]
+    ) -> Callable[..., Any]:
+        async def answer(raw: bytes, context: Any) -> Any:
             record = call.record(context)
-            record.bytes_in = request.ByteSize()
+            record.bytes_in = len(raw)
             try:
                 async with recorded(self._service.telemetry, record):
                     self._require_allowed(call, record)
-                    response = behaviour(request, context)
+                    response = behaviour(_message(read, raw), context)
                     if inspect.isawaitable(response):
                         response = await response
                     record.bytes_out = response.ByteSize()
@@ -130,12 +138,15 @@ class Gate(aio.ServerInterceptor):  # type: ignore[misc] # grpc ships no types
                     await _abort(context, record, ended.status)
             set_current(record)
             await context.send_initial_metadata(_metadata(record))
-            responses = behaviour(requests, context)
-            if inspect.isasyncgen(responses):
-                async for response in responses:
-                    await context.write(response)
-            else:
-                await responses
+            try:
+                responses = behaviour(requests, context)
+                if inspect.isasyncgen(responses):
+                    async for response in responses:
+                        await context.write(response)
+                else:
+                    await responses
+            except InputError as error:  # a message that cannot be read
+                await _abort(context, record, status_of(error))
 
         return answer
 
@@ -165,6 +176,18 @@ class Gate(aio.ServerInterceptor):  # type: ignore[misc] # grpc ships no types
             case "wrong":
                 message = f"this is not the {realm} token"
         raise GrpcError(StatusCode.UNAUTHENTICATED, message)
+
+
+def _message(read: Callable[[bytes], Any], raw: bytes) -> Any:
+    try:
+        return read(raw)
+    except DecodeError as error:
+        raise InputError("the message must be of the type that this call takes") from error
+
+
+async def _messages(read: Callable[[bytes], Any], raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for raw in raws:
+        yield _message(read, raw)
 
 
 def _metadata(record: RequestRecord) -> tuple[tuple[str, str], ...]:

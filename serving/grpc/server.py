@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -14,6 +16,11 @@ from .servicer import Servicer
 
 _MESSAGE_OVERHEAD = 64 << 10
 """Bytes of a message beside the tensors in it."""
+
+_ASK_AFTER_MS = 60_000
+"""Of silence, after which a client is asked whether it is there."""
+_IDLE_MS = 600_000
+"""After which a connection without a call ends; clients open another by themselves."""
 
 
 class GrpcServer:
@@ -57,6 +64,9 @@ async def serve_grpc(service: Service) -> GrpcServer:
             ("grpc.max_receive_message_length", settings.limits.max_body_bytes + _MESSAGE_OVERHEAD),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # or a second server would take half of the calls
+            ("grpc.server_handshake_timeout_ms", math.ceil(settings.limits.receive_s * 1000)),
+            ("grpc.keepalive_time_ms", _ASK_AFTER_MS),  # a client may be gone without a word
+            ("grpc.max_connection_idle_ms", _IDLE_MS),
         ],
         maximum_concurrent_rpcs=settings.max_connections,
     )

@@ -165,7 +165,8 @@ def read_json(text: bytes, *, max_depth: int, empty: Any = None) -> dict[str, An
     try:
         record = json.loads(text.decode(), parse_constant=_not_a_number)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the body must be JSON: {quoted(str(error), 120)}") from error
+        reason = str(error).partition(";")[0]  # what follows is advice to a programmer of ours
+        raise InputError(f"the body must be JSON: {quoted(reason, 120)}") from error
     if not isinstance(record, dict):
         raise InputError(f"the body must be a JSON object, got {type(record).__name__}")
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator
 
@@ -23,7 +24,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     Raises:
         TooLargeError: If there are more bytes than the limit, on the wire or decompressed.
         InputError: If they are not of that encoding.
-        HttpError: 501, if that encoding is none of ``ENCODINGS``.
+        HttpError: 501, if that encoding is none of ``ENCODINGS``; 408, if they come too slowly.
         ClientDisconnect: If the client went.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -38,11 +39,22 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise _too_large(limits)
     parts: list[bytes] = []
     size = 0
-    async for part in _parts(request):
-        size += len(part)
-        if size > limits.max_body_bytes:
-            raise _too_large(limits)
-        parts.append(part)
+    started_s = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(limits.receive_s) as deadline:
+            async for part in _parts(request):
+                size += len(part)
+                if size > limits.max_body_bytes:
+                    raise _too_large(limits)
+                parts.append(part)
+                deadline.reschedule(started_s + limits.may_take_s(size))
+    except TimeoutError as error:
+        raise HttpError(
+            408,
+            f"the body must come within {limits.receive_s:g} s, and a second more for each "
+            f"{limits.slowest_bytes_per_s:,} bytes; got {size:,} bytes by then",
+            {"connection": "close"},
+        ) from error
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     if encoding in _WINDOW_BITS:
         return decompress(body, encoding, limits)

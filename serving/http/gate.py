@@ -7,18 +7,22 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import OverloadedError, ServingError, UnavailableError
+from ..errors import OverloadedError, ServingError
 from ..protocol.tokens import Realm
 from ..rate import RateLimit
 from ..service import Service
 from ..telemetry.request_record import RequestRecord, request_id, traceparent
 from .errors import CLIENT_CLOSED, HttpError, error_response
+from .site import require_own_site
 
 OPEN = frozenset(
     ("/", "/app.js", "/style.css", "/favicon.ico", "/v2/health/live", "/v2/health/ready")
 )
 """What needs no token: probes, and the page's own files, which hold nothing of what is served."""
 PROBES = frozenset(("/v2/health/live", "/v2/health/ready"))
+
+_OTHERS_S = "1"
+"""When to come back to a server that leaves: another one may be there."""
 
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -65,7 +69,7 @@ class Gate:
             telemetry.finished(record)
 
     async def _answer(
-        self, scope: Scope, headers: Headers, record: RequestRecord, receive: Receive, send: Send
+        self, scope: Scope, asked: Headers, record: RequestRecord, receive: Receive, send: Send
     ) -> None:
         started = False
 
@@ -75,7 +79,10 @@ class Gate:
                 started = True
                 record.status = str(message["status"])
                 record.failed = message["status"] >= 500
-                _add_headers(MutableHeaders(scope=message), record)
+                headers = MutableHeaders(scope=message)
+                _add_headers(headers, record)
+                if self._service.draining:  # its next request would meet a closed connection
+                    headers["connection"] = "close"
             elif message["type"] == "http.response.body":
                 record.bytes_out += len(message.get("body", b""))
             await send(message)
@@ -87,7 +94,7 @@ class Gate:
             return message
 
         try:
-            self._require_allowed(scope, headers, record)
+            self._require_allowed(scope, asked, record)
             await self._app(scope, counted_receive, counted_send)
         except ClientDisconnect:
             record.status, record.error = str(CLIENT_CLOSED), "the client went"
@@ -107,9 +114,10 @@ class Gate:
         if self._open > self._service.settings.max_connections:
             raise OverloadedError("too many requests are under way. Come back later")
         if self._service.draining:
-            raise UnavailableError("the server is leaving")
+            raise HttpError(503, "the server is leaving", {"retry-after": _OTHERS_S})
         if path in OPEN:
             return
+        require_own_site(scope["method"], headers, self._service.settings)
         authorization = headers.get("authorization")
         if self._rate is not None:
             self._rate.take(record.client)

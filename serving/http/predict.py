@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ..errors import InputError
 from ..protocol.classification import softmax
-from ..protocol.datatypes import BYTES
+from ..protocol.datatypes import BYTES, quoted
 from ..protocol.infer import IMAGE_BYTES, plan_call, to_images
 from ..protocol.model_info import READY
 from ..protocol.tensors import InferCall, Tensor, object_array
@@ -130,7 +130,7 @@ async def _files(request: Request, body: bytes, most: int) -> list[_File]:
     if media_type == _FORM:
         return await _form(request, body, most)
     if not (media_type.startswith("image/") or media_type in ("", "application/octet-stream")):
-        raise HttpError(415, f"content-type must be image/... or {_FORM}")
+        raise HttpError(415, f"content-type must be image/... or {_FORM}, got {quoted(media_type)}")
     if not body:
         raise InputError("the body must be the bytes of an image, it is empty")
     return [_File("", body)]

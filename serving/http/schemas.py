@@ -266,6 +266,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "the request is wrong in itself"},
     401: {"model": Error, "description": "the token is missing or wrong"},
     404: {"model": Error, "description": "no such task or version"},
+    408: {"model": Error, "description": "the request came too slowly"},
     413: {"model": Error, "description": "over a limit of the server"},
     429: {"model": Error, "description": "too often; see retry-after"},
     503: {"model": Error, "description": "full, too late, unloaded or leaving; see retry-after"},

@@ -8,13 +8,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
 from ..service import Service
 from ..settings import ServerSettings
+from .connection import Connection
 
 _MAX_HEADER_BYTES = 64 << 10
 _LOOK_S = 0.1
@@ -33,25 +35,6 @@ class Beside(Protocol):
         ...
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that nobody is answered from yet; taken before anything slow is done.
-
-    Raises:
-        OSError: If the address is in use or not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off for sockets that name TCP alone. With it, a body waits for
-    # the acknowledgement of its headers, which clients put off for 40 ms.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
 class HttpServer(uvicorn.Server):
     """Serves the application until it is told to leave.
 
@@ -61,9 +44,11 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
+        connection: Any = partial(Connection, settings)  # uvicorn's type wants a class
         super().__init__(
             uvicorn.Config(
                 app,
+                http=connection,
                 log_config=None,
                 access_log=False,  # the gate writes its own
                 server_header=False,
@@ -71,6 +56,7 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                timeout_keep_alive=math.ceil(settings.keep_alive_s),
                 timeout_graceful_shutdown=math.ceil(settings.drain_s),
             )
         )

@@ -14,6 +14,11 @@ Verdict: TypeAlias = Literal["allowed", "off", "missing", "wrong"]
 MIN_CHARS = 8
 
 
+def is_strong(token: str) -> bool:
+    """Whether it can be a token: nobody guesses it, and a header can hold it."""
+    return len(token) >= MIN_CHARS and token.isascii() and token.isprintable()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """What a client must show in ``authorization``."""
@@ -26,7 +31,7 @@ class Tokens:
     def __post_init__(self) -> None:
         for name in ("inference", "management"):
             token = getattr(self, name)
-            if token is not None and not _is_strong(token):
+            if token is not None and not is_strong(token):
                 raise ValueError(
                     f"the {name} token must be {MIN_CHARS} or more printable ASCII characters"
                 )
@@ -54,10 +59,6 @@ class Tokens:
             hmac.compare_digest(shown.encode(), token.encode()) for token in accepted if token
         ]
         return "allowed" if any(matches) else "wrong"
-
-
-def _is_strong(token: str) -> bool:
-    return len(token) >= MIN_CHARS and token.isascii() and token.isprintable()
 
 
 def _token_of(authorization: str | None) -> str | None:

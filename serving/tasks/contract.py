@@ -48,9 +48,10 @@ class Answer:
     delta_sha256: str
     """Of the adapter.safetensors whose weights computed the logits."""
     queue_ns: int
-    """From admission until its batch was formed."""
+    """From admission until its batch was formed; ``swap_ns`` is a part of it."""
     swap_ns: int
-    """Waiting for the task's weights: next to nothing where they are in memory."""
+    """The part of ``queue_ns`` that it waited for the task's weights: next to nothing where they
+    are in memory."""
     compute_ns: int
     """Running the batch that it was part of."""
     batch_size: int

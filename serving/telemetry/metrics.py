@@ -27,6 +27,8 @@ NO_TASK = ""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _NS = 1e-9
+_SCRAPE_S = 10.0
+"""How long a scraper may be silent."""
 
 
 class TaskLabels:
@@ -140,6 +142,8 @@ class Metrics:
             OSError: If the port is in use.
         """
         server, thread = start_http_server(port, host, self._registry)
+        # Or who asks nothing would hold a thread for ever.
+        server.RequestHandlerClass.timeout = _SCRAPE_S  # type: ignore[attr-defined]
 
         def end() -> None:
             server.shutdown()

@@ -6,7 +6,7 @@ const SIDES = ["a", "b"];
 const NONE = "";
 
 const byId = (id) => document.getElementById(id);
-const state = { tasks: new Map(), image: null, token: NONE, asked: { a: 0, b: 0 } };
+const state = { tasks: new Map(), known: NONE, image: null, token: NONE, asked: { a: 0, b: 0 } };
 
 function element(name, { text, className, ...attributes } = {}, ...children) {
   const made = document.createElement(name);
@@ -82,6 +82,11 @@ async function loadTasks() {
 
 async function showStatus() {
   const status = await call("v1/status");
+  const known = `${status.tasks} ${status.versions}`;
+  if (known !== state.known) {
+    await loadTasks();
+    state.known = known;
+  }
   say(
     `${status.ready ? "ready" : "not ready"}: ${status.tasks} tasks, ${status.versions} versions`,
     !status.ready,
@@ -205,17 +210,9 @@ function take(image) {
 
 const imageOf = (items) => [...(items ?? [])].find((file) => file.type.startsWith("image/"));
 
+// A poll also finds tasks and versions that came while the page was open.
 async function refresh() {
   try {
-    await showStatus();
-  } catch (error) {
-    say(error.message, true);
-  }
-}
-
-async function start() {
-  try {
-    await loadTasks();
     await showStatus();
   } catch (error) {
     say(error.message, true);
@@ -234,7 +231,7 @@ byId("again").addEventListener("click", askAll);
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   state.token = byId("token").value;
-  start();
+  refresh();
 });
 document.addEventListener("paste", (event) => take(imageOf(event.clipboardData?.files)));
 document.addEventListener("dragover", (event) => {
@@ -248,7 +245,7 @@ document.addEventListener("drop", (event) => {
   take(imageOf(event.dataTransfer?.files));
 });
 
-await start();
+await refresh();
 setInterval(() => {
   if (!document.hidden) refresh();
 }, POLL_MS);

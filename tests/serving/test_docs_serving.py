@@ -103,7 +103,7 @@ def test_every_route_is_on_the_page() -> None:
 
 def test_every_metric_that_is_named_is_there() -> None:
     engine = ToyEngine()
-    with TestClient(build_app(engine)) as client:
+    with TestClient(build_app(engine), "http://127.0.0.1") as client:
         text = client.get("/metrics").text
     engine.close()
     for name in re.findall(r"`(glora_\w+)", PAGE):

@@ -137,7 +137,7 @@ def test_a_port_of_grpc_in_use_is_named(trained: tuple[ArtifactStore, Artifact])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         line = refusal("--store", str(trained[0].root), "--port", "0", "--grpc-port", port)
-    assert f"127.0.0.1:{port}: must be an address that is free" in line
+    assert f"127.0.0.1:{port}: must be an address of this machine that is free" in line
     assert "Give another --grpc-port" in line
 
 
@@ -165,14 +165,27 @@ def test_a_port_in_use_is_named(trained: tuple[ArtifactStore, Artifact]) -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = refusal("--store", str(trained[0].root), "--port", str(port))
-    assert f"127.0.0.1:{port}: must be an address that is free" in line
+    assert f"127.0.0.1:{port}: must be an address of this machine that is free" in line
     assert "in use" in line
+
+
+def test_ports_in_use_are_found_before_the_store_is_opened(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for option in ("--grpc-port", "--metrics-port"):
+            line = refusal("--store", str(tmp_path / "none"), "--port", "0", option, str(port))
+            assert f"127.0.0.1:{port}: must be" in line
+            assert f"Give another {option}" in line
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    assert "Give another --host" in refusal("--host", "192.0.2.1", "--port", "0")
 
 
 def test_an_empty_store_and_none_are_told_apart(tmp_path: Path) -> None:
     ArtifactStore.create(tmp_path / "empty")
     line = refusal("--store", str(tmp_path / "empty"), "--port", "0")
-    assert "must hold a task to serve, it has none. Train one:" in line
+    assert "must hold a task to serve, it has none. Train one: glora train --task digits" in line
     assert "nowhere" in refusal("--store", str(tmp_path / "nowhere"), "--port", "0")
 
 
@@ -181,6 +194,7 @@ def test_a_store_whose_versions_are_all_refused_says_why(tmp_path: Path) -> None
     line = refusal("--store", str(tmp_path / "artifacts"), "--port", "0")
     assert "must hold a version that can be served, got pets/v1 UNAVAILABLE" in line
     assert "must hold an ONNX graph" in line
+    assert f"glora export --task pets --fmt onnx --store {tmp_path / 'artifacts'}" in line
 
 
 @pytest.mark.parametrize(
@@ -190,6 +204,12 @@ def test_a_store_whose_versions_are_all_refused_says_why(tmp_path: Path) -> None
         (["--max-pixels", "999999999"], "max_pixels must be 1 to"),
         (["--max-queue", "2"], "max_queue must be at least 16"),
         (["--backend", "abacus"], "abacus"),
+        (["--backend", "torch", "--precision", "bf16"], "--precision: precision must be fp32 with"),
+        (["--max-body", "0"], "--max-body: max_body_bytes must be at least 1"),
+        (["--host", " "], "host must be an address or a name"),
+        (["--port", "8000", "--grpc-port", "8000"], "must be a port of its own, got 8000"),
+        (["--drain-s", "inf"], "--drain-s: drain_s must be 0 or more and finite"),
+        (["--rate", "inf"], "--rate: rate_per_s must be above 0 and finite"),
     ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str], message: str) -> None:
@@ -198,12 +218,21 @@ def test_wrong_usage_is_status_2(arguments: list[str], message: str) -> None:
     assert message in " ".join(result.output.replace("│", " ").split())
 
 
-def test_a_weak_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLORA_TOKEN", "short")
+@pytest.mark.parametrize("token", ["short", "", "a token\nof two lines", "pass\u00e9partout"])
+def test_a_weak_token_is_refused(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("GLORA_TOKEN", token)
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 1
-    assert "inference token must be 8 or more" in result.output
-    assert "short" not in result.output
+    assert "GLORA_TOKEN: must hold a token of 8 or more printable ASCII" in result.output
+    assert not token or token not in result.output
+
+
+def test_a_file_without_a_token_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(b"\xff\xfe\x00abcdefghijk")
+    result = CliRunner().invoke(app, ["--management-token-file", str(file)])
+    assert result.exit_code == 1
+    assert f"{file}: must hold a token" in " ".join(result.output.split())
 
 
 def test_no_option_takes_a_token_itself() -> None:
@@ -243,7 +272,7 @@ def test_a_file_goes_before_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_TOKEN", "of-environment")
-    (tmp_path / "token").write_text(" of-file\n")
-    assert read_token(tmp_path / "token", "A_TOKEN") == "of-file"
+    (tmp_path / "token").write_text(" of-a-file\n")
+    assert read_token(tmp_path / "token", "A_TOKEN") == "of-a-file"
     assert read_token(None, "A_TOKEN") == "of-environment"
     assert read_token(None, "NO_SUCH_TOKEN") is None

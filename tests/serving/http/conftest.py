@@ -15,6 +15,7 @@ from glora_deploy.serving.settings import ServerSettings
 from http_server import Served, serving
 from toy_engine import ToyEngine
 
+URL = "http://127.0.0.1"
 MANAGEMENT = "changing-token"
 MAY_MANAGE = {"authorization": f"Bearer {MANAGEMENT}"}
 
@@ -36,7 +37,7 @@ def make_client(engine: ToyEngine) -> Iterator[MakeClient]:
 
         def make(settings: ServerSettings | None = None) -> TestClient:
             app = build_app(engine, settings)
-            return stack.enter_context(TestClient(app, raise_server_exceptions=False))
+            return stack.enter_context(TestClient(app, URL, raise_server_exceptions=False))
 
         yield make
 

@@ -40,7 +40,7 @@ def test_a_client_that_goes_takes_its_request_out_of_the_queue(
 ) -> None:
     engine.release.clear()
     gone = served.connect()
-    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(BODY)}\r\n\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(BODY)}\r\n\r\n"
     gone.sendall(head.encode() + BODY)
     engine.wait_until(queued=1)
     gone.close()
@@ -52,7 +52,9 @@ def test_a_client_that_goes_takes_its_request_out_of_the_queue(
 
 def test_a_client_that_goes_within_its_body_asks_nothing(served: Served, engine: ToyEngine) -> None:
     gone = served.connect()
-    gone.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n{{".encode())
+    gone.sendall(
+        f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999\r\n\r\n{{".encode()
+    )
     gone.close()
     assert post(served)[0] == 200
     assert len(engine.seen) == 1
@@ -83,9 +85,12 @@ def test_leaving_answers_what_has_come_and_takes_nothing_more(engine: ToyEngine)
         idle.request("GET", "/v2/health/ready")
         ready = idle.getresponse()
         assert (ready.status, json.loads(ready.read())) == (503, {"error": "the server is leaving"})
+        assert ready.headers["connection"] == "close"
         idle.request("GET", "/v2/health/live")
         live = idle.getresponse()
         assert (live.status, live.read()) == (200, b"")
+        idle.request("POST", INFER, BODY)
+        assert idle.getresponse().headers["retry-after"] == "1"
         assert post(served) == (503, {"error": "the server is leaving"})
         served.server.leave()
         engine.release.set()
@@ -121,7 +126,7 @@ def test_more_requests_at_once_than_allowed_are_refused(engine: ToyEngine) -> No
 
 def test_no_answer_waits_for_an_acknowledgement(served: Served) -> None:
     with served.connect() as connection:
-        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 200"
         (accepted,) = served.server.server_state.connections
         own = accepted.transport.get_extra_info("socket")  # type: ignore[union-attr]

@@ -105,6 +105,19 @@ def test_an_image_is_answered_by_two_tasks_side_by_side(served: Served, page: An
 
 
 @in_a_browser
+def test_a_version_that_comes_later_can_be_chosen(
+    served: Served, page: Any, engine: ToyEngine
+) -> None:
+    open_page(page, served)
+    page.select_option("#task-a", "pets")
+    page.select_option("#version-a", "v1")
+    engine.add("pets", "v3")
+    page.wait_for_selector("#version-a option[value=v3]", state="attached")
+    assert page.input_value("#version-a") == "v1"
+    assert page.text_content("#state") == "ready: 2 tasks, 4 versions"
+
+
+@in_a_browser
 def test_what_is_in_memory_and_waits_is_shown(served: Served, page: Any) -> None:
     open_page(page, served)
     page.wait_for_selector("#hot tr")

@@ -31,7 +31,7 @@ def engine() -> Iterator[ToyEngine]:
 
 @pytest.fixture
 def client(engine: ToyEngine) -> Iterator[TestClient]:
-    with TestClient(build_app(engine), raise_server_exceptions=False) as made:
+    with TestClient(build_app(engine), "http://127.0.0.1", raise_server_exceptions=False) as made:
         yield made
 
 

@@ -9,7 +9,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from socket import socket
+from socket import create_connection, socket
 from typing import Any
 
 import pytest
@@ -40,7 +40,9 @@ def engine() -> Iterator[ToyEngine]:
 
 @pytest.fixture
 def client(engine: ToyEngine) -> Iterator[TestClient]:
-    with TestClient(build_app(engine, ServerSettings(max_task_labels=1))) as made:
+    with TestClient(
+        build_app(engine, ServerSettings(max_task_labels=1)), "http://127.0.0.1"
+    ) as made:
         yield made
 
 
@@ -161,5 +163,22 @@ def test_metrics_may_have_a_port_of_their_own(engine: ToyEngine) -> None:
         assert b"glora_ready 1.0" in response.read()
     end()
     app = build_app(engine, ServerSettings(metrics_port=port))
-    with TestClient(app) as client:
+    with TestClient(app, "http://127.0.0.1") as client:
         assert client.get("/metrics").status_code == 404
+
+
+def test_who_is_silent_at_that_port_holds_no_thread(
+    engine: ToyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glora_deploy.serving.telemetry.metrics._SCRAPE_S", 0.1)
+    metrics = Metrics(engine, max_tasks=1, version="1")
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    end = metrics.serve("127.0.0.1", port)
+    try:
+        with create_connection(("127.0.0.1", port)) as silent:
+            silent.settimeout(30)  # against hanging alone
+            assert silent.recv(1) == b""
+    finally:
+        end()

@@ -43,7 +43,9 @@ def tracing(exporter: InMemorySpanExporter) -> Iterator[Tracing]:
 
 @pytest.fixture
 def client(engine: ToyEngine, tracing: Tracing) -> Iterator[TestClient]:
-    with TestClient(build_app(engine, tracing=tracing), raise_server_exceptions=False) as made:
+    with TestClient(
+        build_app(engine, tracing=tracing), "http://127.0.0.1", raise_server_exceptions=False
+    ) as made:
         yield made
 
 
