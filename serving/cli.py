@@ -56,7 +56,12 @@ def serve(
         typer.Option(min=0, max=65535, help="Of gRPC; 0 for a free one.", show_default="no gRPC"),
     ] = None,
     backend: Annotated[
-        Backend, typer.Option(help="What computes.", rich_help_panel=ENGINE)
+        Backend,
+        typer.Option(
+            metavar="NAME",
+            help="What computes: onnxruntime, torch or tensorrt.",
+            rich_help_panel=ENGINE,
+        ),
     ] = "onnxruntime",
     device: Annotated[
         Literal["cpu", "cuda"], typer.Option(help="Where.", rich_help_panel=ENGINE)
@@ -64,6 +69,14 @@ def serve(
     precision: Annotated[
         Precision, typer.Option(help="Of the weights.", rich_help_panel=ENGINE)
     ] = "fp32",
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Answer from the int8 model of a version's own export, where there is one.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -227,7 +240,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Collector of traces, such as http://127.0.0.1:4318.",
+            help="Collector of traces; often port 4318 of some host.",
             rich_help_panel=TELEMETRY,
             show_default=False,
         ),
@@ -258,6 +271,7 @@ def serve(
             backend=backend,
             device=device,
             precision=precision,
+            int8=int8,
             threads=threads,
             memory_budget_bytes=budget_bytes,
             max_batch=max_batch,

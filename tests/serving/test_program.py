@@ -205,6 +205,8 @@ def test_a_store_whose_versions_are_all_refused_says_why(tmp_path: Path) -> None
         (["--max-queue", "2"], "max_queue must be at least 16"),
         (["--backend", "abacus"], "abacus"),
         (["--backend", "torch", "--precision", "bf16"], "--precision: precision must be fp32 with"),
+        (["--backend", "tensorrt"], "--device: device must be cuda with tensorrt, got cpu"),
+        (["--int8", "--backend", "torch"], "--int8: int8 must be served by onnxruntime"),
         (["--max-body", "0"], "--max-body: max_body_bytes must be at least 1"),
         (["--host", " "], "host must be an address or a name"),
         (["--port", "8000", "--grpc-port", "8000"], "must be a port of its own, got 8000"),
