@@ -56,6 +56,7 @@ def train(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_parameters: int | None = None,
+    servable_mixed: bool = False,
     population: int | None = None,
     generations: int | None = None,
     retrain: bool = False,
@@ -99,6 +100,8 @@ def train(
         include: Patterns of layer names to adapt; by default all, or with lora those called qkv.
         exclude: Patterns of layers to leave alone.
         max_parameters: Most numbers a subnet may store.
+        servable_mixed: Search only subnets that a server can answer in one batch with those of
+            other tasks: without a lora A.
         population: Subnets per generation.
         generations: After the first, random one.
         retrain: After the search, train again on train and val together.
@@ -128,7 +131,8 @@ def train(
         "generations": generations,
         "max_parameters": max_parameters,
     }
-    _require_effect(method, kinds, ranks, {**searching, "retrain": retrain or None})
+    choosing = {"retrain": retrain or None, "servable_mixed": servable_mixed or None}
+    _require_effect(method, kinds, ranks, searching | choosing)
     changes = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -137,6 +141,7 @@ def train(
         "ranks": None if ranks is None else tuple(ranks),
         "include": _patterns(include),
         "exclude": _patterns(exclude),
+        "servable_mixed": servable_mixed or None,
     }
     if (lr, backbone or "demo-vit", schedule) == (None, "demo-vit", "short"):
         changes["lr"] = DEMO_LR

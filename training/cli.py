@@ -196,6 +196,15 @@ def train(
             rich_help_panel=METHOD,
         ),
     ] = None,
+    servable_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--servable-mixed",
+            help="Search only subnets that a server can answer in one batch with other tasks: no "
+            "low-rank A.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
     population: Annotated[
         int | None, typer.Option(help="Subnets per generation.", rich_help_panel=SCHEDULE)
     ] = None,
@@ -295,6 +304,7 @@ def train(
             include=include,
             exclude=exclude,
             max_parameters=parsed("--max-parameters", parse_count, max_parameters),
+            servable_mixed=servable_mixed,
             population=population,
             generations=generations,
             retrain=retrain,

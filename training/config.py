@@ -113,6 +113,9 @@ class TrainConfig:
     own choice: every layer for glora, those called qkv for lora."""
     exclude: tuple[str, ...] = ()
     """Patterns of layers to leave alone, beside the classifier."""
+    servable_mixed: bool = False
+    """Only subnets that a server can answer in one batch with other tasks: linear layers alone, and
+    no lora A."""
     checkpoint_every: int = 5
     """Epochs between checkpoints."""
 
@@ -157,6 +160,12 @@ class TrainConfig:
             "name each kind once",
             self.kinds,
             holds=len(set(self.kinds)) == len(self.kinds),
+        )
+        _require(
+            "servable_mixed",
+            "adapt linear layers alone",
+            self.kinds,
+            holds=not self.servable_mixed or set(self.kinds) == {"linear"},
         )
         _require(
             "checkpoint_every",

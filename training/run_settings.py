@@ -48,6 +48,7 @@ def settings_of(trained: Trained, config: RunConfig) -> dict[str, Value]:
             "max-parameters": search.max_parameters,
             "population": search.population,
             "generations": search.generations,
+            "servable-mixed": train.servable_mixed,
             "retrain": config.retrain,
             "compare-lora": config.compare_lora,
         }

@@ -75,6 +75,8 @@ def build_supernet(
         generator=torch.Generator().manual_seed(seed),
         scales=scales if config.schedule == "short" else None,
     )
+    if config.servable_mixed:
+        space = replace(space, lora_a=False)
     for name in backbone.classifier:
         model.get_submodule(name).requires_grad_(True)
     return Supernet(model.to(device), space, backbone.classifier)

@@ -320,6 +320,9 @@ class SearchSpace:
     """Layer name to shape, in module order."""
     ranks: tuple[int, ...]
     """Ranks a lora path may have; each is one more option for A, B and C."""
+    lora_a: bool = True
+    """Whether A may be lora. Without it a layer scales whole outputs and adds a product of low
+    rank, which a server can do for each image of a batch by itself."""
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -330,7 +333,14 @@ class SearchSpace:
     @cached_property
     def _choices(self) -> dict[str, dict[Support, tuple[Form, ...]]]:
         return {
-            layer: {support: shape.choices(support, self.ranks) for support in SUPPORTS}
+            layer: {
+                support: tuple(
+                    form
+                    for form in shape.choices(support, self.ranks)
+                    if self.lora_a or (support, form.kind) != ("A", "lora")
+                )
+                for support in SUPPORTS
+            }
             for layer, shape in self.shapes.items()
         }
 

@@ -14,7 +14,7 @@ from glora_deploy.training import cli, pipeline, train
 from glora_deploy.training.config import RunConfig, SettingError
 from tasks import make_task, use_small_backbone
 
-FOLDER = "folder:somewhere"
+FOLDER = f"folder:{Path(__file__).parent}"
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
         ("--task digits --lr 0.1 --epochs 3", {"task": "digits", "lr": 0.1, "epochs": 3}),
         ("--task digits --schedule paper", {"task": "digits", "schedule": "paper"}),
         (
-            "--task a --data digits --batch-size 7 --drop-path 0.2 --ranks 5,3 --layers linear,conv"
+            "--task a --data digits --batch-size 7 --drop-path 0.2 --ranks 5,3 --layers linear"
             " --include a.* --include b.* --exclude c.* --max-parameters 50k --population 9"
-            " --generations 2 --retrain --compare-lora --seed 4 --device cpu --restart"
+            " --servable-mixed --generations 2 --retrain --compare-lora --seed 4 --device cpu --restart"
             " --version one --store elsewhere --skip-unreadable --allow-duplicates"
             " --allow-empty-classes --tensorboard events",
             {
@@ -48,11 +48,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
                 "batch_size": 7,
                 "drop_path": 0.2,
                 "ranks": [5, 3],
-                "layers": ["linear", "conv"],
+                "layers": ["linear"],
                 "include": ["a.*", "b.*"],
                 "exclude": "c.*",
                 "max_parameters": 50_000,
                 "population": 9,
+                "servable_mixed": True,
                 "generations": 2,
                 "retrain": True,
                 "compare_lora": True,

@@ -51,6 +51,7 @@ EACH: dict[tuple[str, ...], tuple[Effect, Effect]] = {
     ("--exclude", "*.mlp"): ("acts", "refused"),
     ("--exclude", "nothing"): ("refused", "refused"),
     ("--max-parameters", "200"): ("acts", "refused"),
+    ("--servable-mixed",): ("acts", "refused"),
     ("--population", "3"): ("acts", "refused"),
     ("--generations", "2"): ("acts", "refused"),
     ("--retrain",): ("acts", "refused"),
