@@ -39,8 +39,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
         (
             "--task a --data digits --batch-size 7 --drop-path 0.2 --ranks 5,3 --layers linear"
             " --include a.* --include b.* --exclude c.* --max-parameters 50k --population 9"
-            " --servable-mixed --generations 2 --retrain --compare-lora --seed 4 --device cpu --restart"
-            " --version one --store elsewhere --skip-unreadable --allow-duplicates"
+            " --servable-mixed --generations 2 --retrain --compare-lora --seed 4 --device cpu"
+            " --restart --version one --store elsewhere --skip-unreadable --allow-duplicates"
             " --allow-empty-classes --tensorboard events",
             {
                 "task": "a",
