@@ -19,8 +19,11 @@ from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.parity import PARITY_FILE, Report
 from glora_deploy.store.atomic_files import flush, flush_tree, replace_folder, scratch_folder, sweep
 from glora_deploy.store.export_record import FILES, WEIGHTS_FILE
+from glora_deploy.store.reader import EXPORT_RECORD
 
-NAMES = frozenset({PARITY_FILE, WEIGHTS_FILE, *(Path(n).name for f in FILES.values() for n in f)})
+NAMES = frozenset(
+    {EXPORT_RECORD, PARITY_FILE, WEIGHTS_FILE, *(Path(n).name for f in FILES.values() for n in f)}
+)
 """All that such a folder may hold: the files of every format, without their folders."""
 
 _ATTEMPTS = 100
@@ -60,15 +63,18 @@ def require_no_export(repository: Path) -> None:
         )
 
 
-def write_out(files: Mapping[str, Path], out: Path) -> list[Path]:
+def write_out(
+    files: Mapping[str, Path], out: Path, more: Mapping[str, bytes] | None = None
+) -> list[Path]:
     """Make a folder hold copies of these files and nothing else.
 
     Args:
         files: Name in the folder to the file that it is a copy of.
         out: The folder; made, with those above it, if it is missing.
+        more: Name to content of further files.
 
     Returns:
-        The copies.
+        The copies, and the further files.
 
     Raises:
         StoreError: As :func:`require_replaceable`; the folder is then as it was.
@@ -87,11 +93,13 @@ def write_out(files: Mapping[str, Path], out: Path) -> list[Path]:
             shutil.copymode(place, new)
         for name, original in files.items():
             shutil.copyfile(original, new / name)
+        for name, content in (more or {}).items():
+            (new / name).write_bytes(content)
         flush_tree(new)
         require_replaceable(out)  # it may have got other files since
         _replace(new, place, out)
         flush(place.parent)
-    return [out / name for name in files]
+    return [out / name for name in (*files, *(more or {}))]
 
 
 @contextmanager

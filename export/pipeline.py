@@ -16,6 +16,7 @@ from glora_deploy.errors import StoreError
 from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report, Step
 from glora_deploy.precision import PRECISIONS, Precision
 from glora_deploy.store.artifact import Artifact, write_artifact
+from glora_deploy.store.audit import store_option
 from glora_deploy.store.backbone_config import require_agreement
 from glora_deploy.store.export_record import (
     DELTA_FOLDER,
@@ -29,7 +30,7 @@ from glora_deploy.store.export_record import (
     ExportRecord,
     Format,
 )
-from glora_deploy.store.reader import BACKBONE_WEIGHTS
+from glora_deploy.store.reader import BACKBONE_WEIGHTS, EXPORT_RECORD
 from glora_deploy.store.redact import redacted
 from glora_deploy.store.store import ArtifactStore
 from glora_deploy.tensorrt_runtime.plan_json import read_plan_info
@@ -164,8 +165,9 @@ def prove_again(
         record = ExportRecord.read(present)
         if record is None:
             raise StoreError(
-                f"{present}: no export is here. Make one: python -m glora_deploy.export "
-                f"--task {artifact.task} --precision {config.precision}"
+                f"{present}: no export is here. Make one: glora export --task {artifact.task} "
+                f"--version {artifact.version} --precision {config.precision}"
+                f"{store_option(store.root)}"
             )
         backbone = backbone_of(store, artifact.manifest)
         require_agreement(artifact, backbone)
@@ -353,4 +355,6 @@ def copy_out(exported: Exported, out: Path, formats: Sequence[Format]) -> list[P
         names.add(MODEL_FILE)  # which fills the plan
     if MODEL_FILE in names and not is_self_contained(exported.folder / MODEL_FILE):
         names.add(WEIGHTS_FILE)
-    return write_out({Path(name).name: exported.folder / name for name in sorted(names)}, out)
+    record = exported.record.of_copies({name: Path(name).name for name in names})
+    files = {Path(name).name: exported.folder / name for name in sorted(names)}
+    return write_out(files, out, {EXPORT_RECORD: record.to_json()})

@@ -191,6 +191,7 @@ def make_table(
         show_edge=False,
         pad_edge=False,
         collapse_padding=True,
+        show_header=any(columns),
     )
     rows = [tuple(row) for row in rows]
     for column, *cells in zip(columns, *rows, strict=True):

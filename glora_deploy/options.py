@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,21 +11,59 @@ import typer
 
 from .store.default_place import STORE_VARIABLE, default_store
 
+_IN_TASK = "glora_deploy.version_in_task"
+
 
 def named(kind: Literal["task", "version"]) -> Callable[[typer.Context, Any], Any]:
-    """A check that a value, or each of several, can name a task or version at all."""
+    """A check that a value, or each of several, can name a task or version at all.
+
+    A task may bring its version, ``TASK/VERSION``, in commands that take one.
+    """
 
     def check(context: typer.Context, value: Any) -> Any:
-        names = value if isinstance(value, list) else [value]
-        if not context.resilient_parsing and names != [None]:
-            from .store.manifest_fields import slug_problem
-
-            for name in names:
-                if problem := slug_problem(kind, name):
-                    raise typer.BadParameter(f"{kind} {problem}")
+        if context.resilient_parsing:
+            return value
+        if kind == "task" and isinstance(value, str) and "/" in value and _takes_version(context):
+            value, _, version = value.partition("/")
+            _require_name("version", version)
+            if context.params.get("version") is not None:
+                raise typer.BadParameter("name the version once")
+            context.meta[_IN_TASK] = version
+        if kind == "version" and (given := context.meta.pop(_IN_TASK, None)) is not None:
+            if value is not None:
+                raise typer.BadParameter("name the version once")
+            value = given
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None:
+                _require_name(kind, name)
         return value
 
     return check
+
+
+def _takes_version(context: typer.Context) -> bool:
+    return any(each.name == "version" and each.expose_value for each in context.command.params)
+
+
+def _require_name(kind: Literal["task", "version"], name: str) -> None:
+    from .store.manifest_fields import slug_problem
+
+    if problem := slug_problem(kind, name):
+        raise typer.BadParameter(f"{kind} {problem}")
+
+
+def require_writeable(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written, before anything is measured for it.
+
+    Raises:
+        typer.BadParameter: If its folder is not there, or it or its folder may not be written.
+    """
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"{path.parent} must be a folder, it is none", param_hint=option)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path} must be writeable, it is not", param_hint=option)
 
 
 def complete_task(context: typer.Context, incomplete: str) -> list[str]:
@@ -71,7 +110,7 @@ TaskArgument = Annotated[
     str,
     typer.Argument(
         metavar="TASK",
-        help="Name of a task.",
+        help="Name of a task; TASK/VERSION where a version can be named.",
         autocompletion=complete_task,
         callback=named("task"),
     ),
@@ -83,15 +122,6 @@ OptionalTaskArgument = Annotated[
         help="Everything by default.",
         autocompletion=complete_task,
         callback=named("task"),
-    ),
-]
-VersionArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="VERSION",
-        help="Version of the task.",
-        autocompletion=complete_version,
-        callback=named("version"),
     ),
 ]
 OptionalVersionArgument = Annotated[

@@ -142,8 +142,10 @@ def _load_recorded(
         record.require_of(folder, manifest, precision)
     if "onnx" not in record.formats:
         raise StoreError(f"{folder}: holds no {MODEL_FILE}.")
-    for name in (PARITY_FILE, MODEL_FILE, WEIGHTS_FILE):
+    for name in (PARITY_FILE, MODEL_FILE):
         record.require_intact(folder, name)
+    if WEIGHTS_FILE in record.files or (folder / WEIGHTS_FILE).exists():
+        record.require_intact(folder, WEIGHTS_FILE)  # else the graph holds its weights itself
     report = record.report(folder)
     assert report is not None  # it is intact
     _require_passed(folder, report)
@@ -221,7 +223,7 @@ def _require(path: Path, what: str, found: object, expected: object) -> None:
 
 def _command(task: str, precision: Precision, *more: str) -> str:
     """The command that makes an export with an ONNX model."""
-    words = ["python", "-m", "glora_deploy.export", "--task", task, "--fmt", "onnx"]
+    words = ["glora", "export", "--task", task, "--fmt", "onnx"]
     if precision != "fp32":
         words += ["--precision", precision]
     return shlex.join([*words, *more])

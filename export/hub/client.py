@@ -156,6 +156,8 @@ def require_model_repo(repo: str) -> None:
     kind = re.match(r"(datasets|spaces|kernels|buckets)/", repo)
     if kind and repo.count("/") > 1:
         raise HubError(f"{repo}: must be a model repository, got one of {kind[1]}. Give USER/NAME.")
+    if repo.count("/") > 1:
+        raise HubError(f"{repo!r}: must be USER/NAME, got {repo.count('/') + 1} parts")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

@@ -143,8 +143,8 @@ With glora-deploy, which fetches only the delta ({_bytes(manifest.adapter.size_b
 it into the backbone it has:
 
 ```bash
-python -m glora_deploy.export pull {repo}{flag} --store artifacts
-python -m glora_deploy.export --task {manifest.task} --fmt merged --store artifacts
+glora pull {repo}{flag} --store artifacts
+glora export --task {manifest.task} --fmt merged --store artifacts
 ```"""
     plain_way = f"""\
 As a plain state dict:

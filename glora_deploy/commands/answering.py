@@ -90,14 +90,17 @@ def open_network(
     Args:
         store: Holds it.
         artifact: The version.
-        of: What is to answer; with None the ONNX model where there is a proven one, or one of
-            some precision is asked for.
+        of: What is to answer; with None the delta where a device is named, else the ONNX model
+            where there is a proven one, or one of some precision is asked for.
         precision: Of the ONNX model.
         device: Where a delta computes.
 
     Raises:
         GloraDeployError: If it cannot be opened.
+        ValueError: If the device is not there.
     """
+    if of is None and device != "auto":
+        of = "delta"  # the ONNX model has no choice
     if of is None:
         of = "onnx" if precision or _has_proven_onnx(store, artifact) else "delta"
     if of == "delta":

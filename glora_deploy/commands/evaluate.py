@@ -12,7 +12,15 @@ import typer
 
 from ..console import one_line_errors, print_table, progress_bars, stderr, stdout
 from ..evaluation.choices import Device
-from ..options import JsonOption, QuietOption, StoreOption, complete_task, complete_version
+from ..options import (
+    JsonOption,
+    OptionalVersionArgument,
+    QuietOption,
+    StoreOption,
+    complete_task,
+    named,
+    require_writeable,
+)
 from ..precision import Precision
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
@@ -53,15 +61,11 @@ def evaluate(
             metavar="TASK",
             help="Name of a task; with --folder, whose data are meant.",
             autocompletion=complete_task,
+            callback=named("task"),
             show_default=False,
         ),
     ] = None,
-    version: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="VERSION", help="The current one by default.", autocompletion=complete_version
-        ),
-    ] = None,
+    version: OptionalVersionArgument = None,
     store: StoreOption = DEFAULT_STORE,
     data: DataOption = None,
     split: SplitOption = "test",
@@ -100,6 +104,7 @@ def evaluate(
     be the recorded one. If they have changed since, a line says so.
     """
     _require_effect(task, folder, data, of, precision, device)
+    require_writeable(csv_file, "--csv")
     require_data(data)
     with one_line_errors():
         with progress_bars(quiet=quiet) as bars:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..console import one_line_errors, stdout, wrong_usage_of
-from ..options import QuietOption, StoreOption, complete_task_or_version
+from ..options import QuietOption, StoreOption, complete_task_or_version, require_writeable
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .sizes import bytes_bar, mb
@@ -37,6 +37,9 @@ def pack(
     The file is a plain tar: unpacked by hand into an empty folder it is a store.
     """
     wanted = [_task_and_version(text) for text in tasks]
+    if str(file) == "-":
+        raise typer.BadParameter("must be a file: a pack is whole or not there", param_hint="FILE")
+    require_writeable(file, "FILE")
     if file.resolve().is_relative_to(store.resolve()):
         raise typer.BadParameter(
             f"must lie outside the artifact store {store}, where 'glora verify' would report it, "

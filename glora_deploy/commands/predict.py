@@ -56,6 +56,8 @@ def predict(
     read is named, the others are answered, and the exit status is then 1.
     """
     _require_one_source(task, folder, version)
+    if "" in images:
+        raise typer.BadParameter("must be a file, got ''", param_hint="IMAGE")
     if images.count(STDIN) > 1:
         raise typer.BadParameter("- can be given once: stdin is one image", param_hint="IMAGE")
     from glora_deploy.serving.predictor import Predictor

@@ -9,7 +9,7 @@ import typer
 
 from ..console import one_line_errors, progress_bars, stderr, stdout
 from ..evaluation.choices import Device
-from ..options import QuietOption, StoreOption, TaskArgument, complete_version
+from ..options import OptionalVersionArgument, QuietOption, StoreOption, TaskArgument
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .answering import DataOption, SkipOption, SplitOption, require_data
@@ -23,12 +23,7 @@ from .image_bars import ImageBars
 )
 def report(
     task: TaskArgument,
-    version: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="VERSION", help="The current one by default.", autocompletion=complete_version
-        ),
-    ] = None,
+    version: OptionalVersionArgument = None,
     store: StoreOption = DEFAULT_STORE,
     out: Annotated[
         Path | None,

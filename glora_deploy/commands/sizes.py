@@ -69,7 +69,7 @@ class BytesBar:
         """Show the bar, or begin again, with this many bytes to come."""
         total, self._done = math.ceil(size_bytes / MEGABYTE), 0
         if self._bar is None:
-            self._bar = self._progress.add_task(self._title, total=total, note="MB")
+            self._bar = self._progress.add_task(f"{self._title}, MB", total=total, note="")
         else:
             self._progress.reset(self._bar, total=total)
 

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -112,6 +112,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its name, flushed to the disk, once the block has succeeded.
 
     A file of that name is replaced. If the block fails it stays, and nothing else is left.
+
+    Raises:
+        OSError: If it cannot be written; names this file.
     """
     new = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
     try:
@@ -120,8 +123,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+    except OSError as error:
+        if error.filename == str(new):
+            error.filename = str(path)
+        raise
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
     flush(path.parent)
 
 

@@ -208,7 +208,7 @@ def _lacks_backbone(store: StoreReader, task: str, version: str) -> Iterator[str
             f"{task}/{version}: cannot be exported, its backbone {backbone.source} "
             f"({backbone.fingerprint[:12]}..) is not in {store.root}. Copy "
             f"{BACKBONES}/{backbone.fingerprint} from the store that the task comes from, or "
-            f"export it once: python -m glora_deploy.export --task {task} --version {version}"
+            f"export it once: glora export --task {task} --version {version}"
             f"{store_option(store.root)} {backbone_option(backbone.source)}"
         )
 

@@ -99,6 +99,15 @@ class ExportRecord(Record):
             files=files,
         )
 
+    def of_copies(self, names: Mapping[str, str]) -> ExportRecord:
+        """The record of a folder that holds copies of some of the files.
+
+        Args:
+            names: Names here to names there.
+        """
+        files = {names[name]: each for name, each in sorted(self.files.items()) if name in names}
+        return self.model_copy(update={"files": files, "formats": formats_of(files)})
+
     @classmethod
     def read(cls, folder: Path) -> ExportRecord | None:
         """The record of an export folder; None if there is no export.

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import Result
 
 from colour_files import N_MISLABELLED, N_TEST
@@ -163,6 +164,22 @@ def test_wrong_usage_is_told_before_anything_is_opened(
     result = run("evaluate", *line.split(), "--store", tmp_path / "missing")
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.replace("│", "").split())
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    for place in (tmp_path / "none" / "x.csv", tmp_path):
+        result = run("evaluate", "colours", "--csv", place, "--store", store.root)
+        assert result.exit_code == 2, result.output
+        assert "images/s" not in result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_not_replaced_by_the_onnx_model(store: ArtifactStore) -> None:
+    result = run("evaluate", "colours", "--device", "cuda", "--store", store.root)
+    assert result.exit_code == 1
+    assert "device cuda must be available" in result.output
 
 
 @pytest.mark.parametrize(

@@ -126,3 +126,11 @@ def test_what_is_not_there_is_one_line(
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_a_place_that_cannot_be_written_is_wrong_usage_and_names_no_other(tmp_path: Path) -> None:
+    make_whole_store(tmp_path / "a", "pets")
+    for place in ("-", tmp_path / "none" / "pets.tar"):
+        packed = run("pack", "pets", place, "--store", tmp_path / "a")
+        assert packed.exit_code == 2
+        assert ".part" not in packed.output

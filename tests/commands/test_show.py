@@ -30,3 +30,18 @@ def test_show_for_people_says_what_it_is_and_how_it_came_to_be(tmp_path: Path) -
     assert shown["training"] == "3 epochs, 2 s, on cpu, seed 7"
     assert shown["exports"] == "fp32 0e+00"
     assert "which answers" not in run("show", "pets", "v1", "--store", tmp_path).stdout
+
+
+def test_a_version_may_be_named_with_its_task(tmp_path: Path) -> None:
+    make_listed_store(tmp_path)
+    for words in (("pets", "v1"), ("pets/v1",)):
+        shown = run("show", *words, "--json", "--store", tmp_path)
+        assert json.loads(shown.output)["version"] == "v1"
+    assert run("use", "pets/v1", "--store", tmp_path).stdout == "pets: v1 is current\n"
+    for words in (
+        ("show", "pets/v1", "v1"),
+        ("rollback", "pets/v1"),
+        ("show", "pets/"),
+        ("use", "pets"),
+    ):
+        assert run(*words, "--store", tmp_path).exit_code == 2, words

@@ -27,7 +27,7 @@ def test_verify_says_which_versions_cannot_be_exported_and_what_to_do(tmp_path: 
     assert result.stdout == (
         f"pets/v1: cannot be exported, its backbone random:0 ({digest[:12]}..) is not in "
         f"{tmp_path}/b. Copy .backbones/{digest} from the store that the task comes from, or "
-        "export it once: python -m glora_deploy.export --task pets --version v1 "
+        "export it once: glora export --task pets --version v1 "
         f"--store {tmp_path}/b --checkpoint random:0\n"
     )
     assert result.stderr.strip() == f"error: {tmp_path}/b: problems found: 1"

@@ -293,7 +293,9 @@ def test_an_export_whose_version_is_removed_meanwhile_is_one_clear_line(tmp_path
 
 def test_verify_without_an_export_says_how_to_make_one(tmp_path: Path) -> None:
     store, artifact = make_stored_task(tmp_path)
-    with pytest.raises(StoreError, match=r"no export is here.*--task pets --precision fp32"):
+    with pytest.raises(
+        StoreError, match=r"no export is here.*--task pets --version v1 --precision fp32 --store "
+    ):
         prove_again(store, artifact, ExportConfig())
 
 
@@ -368,10 +370,19 @@ def test_a_file_that_holds_its_weights_is_copied_out_alone(tmp_path: Path) -> No
     formats = ("onnx",)
     done = export(store, artifact, ExportConfig(formats=formats, n_images=1))
     found = copy_out(done, tmp_path / "two", formats)
-    assert [path.name for path in found] == ["model.onnx", "model.safetensors", "parity.json"]
+    assert [path.name for path in found] == [
+        "model.onnx",
+        "model.safetensors",
+        "parity.json",
+        "export.json",
+    ]
     done = export(store, artifact, ExportConfig(formats=formats, single_file=True, n_images=1))
     found = copy_out(done, tmp_path / "one", formats)
-    assert [path.name for path in found] == ["model.onnx", "parity.json"]
+    assert [path.name for path in found] == ["model.onnx", "parity.json", "export.json"]
+    record = ExportRecord.read(tmp_path / "one")
+    assert record is not None
+    assert record.formats == ("onnx",)
+    record.require_of(tmp_path / "one", artifact.manifest, "fp32")
     images = images_like(artifact)
     np.testing.assert_array_equal(
         OnnxSession(tmp_path / "one" / "model.onnx").logits(images),

@@ -39,7 +39,7 @@ def fp32(store: ArtifactStore) -> Path:
 
 
 def command(store: ArtifactStore, *more: str) -> str:
-    words = ["python -m glora_deploy.export --task colours --fmt onnx", *more]
+    words = ["glora export --task colours --fmt onnx", *more]
     return f"Run: {' '.join([*words, '--store', str(store.root)])}"
 
 
@@ -77,7 +77,7 @@ def test_every_kind_of_folder_answers_as_the_store_does(
 ) -> None:
     store, artifact = trained
     copy_out(exported(store, artifact), tmp_path / "out", ["merged", "onnx"])
-    assert not (tmp_path / "out" / "export.json").exists()
+    assert (tmp_path / "out" / "export.json").exists()
     shutil.copytree(fp32(store), tmp_path / "copied")
     with local_hub(monkeypatch, tmp_path) as hub:
         pushed = Pushed(hub, store, artifact)
@@ -169,7 +169,7 @@ def test_without_an_export_the_command_that_makes_it_is_named(own_store: Artifac
     assert str(caught.value) == f"{fp32(own_store)}: no export is here. {command(own_store)}"
     with pytest.raises(StoreError) as caught:
         Predictor.from_store(own_store.root, "colours", "v1", precision="fp16")
-    assert "exports/fp16: no export is here. Run: python" in str(caught.value)
+    assert "exports/fp16: no export is here. Run: glora export" in str(caught.value)
     assert str(caught.value).endswith(f"--precision fp16 --store {own_store.root} --version v1")
     with pytest.raises(NotInStoreError, match=r"no task 'shapes' in .*; tasks here: colours"):
         Predictor.from_store(own_store.root, "shapes")
@@ -195,7 +195,7 @@ def test_an_altered_file_is_refused(own_store: ArtifactStore, name: str) -> None
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ArtifactError, match=f"{name}: .*sha256.* Run: python -m glora_deploy"):
+    with pytest.raises(ArtifactError, match=f"{name}: .*sha256.* Run: glora export"):
         Predictor.from_store(own_store.root, "colours")
     if name != "parity.json":  # which is read first, and may be no JSON any more
         with pytest.raises(ArtifactError, match=f"{name}: .*sha256"):
@@ -227,7 +227,9 @@ def test_an_export_that_was_not_proven_is_refused(own_store: ArtifactStore) -> N
 
 def test_an_export_that_is_marked_unusable_is_refused(own_store: ArtifactStore) -> None:
     record_again(fp32(own_store), usable=False)
-    with pytest.raises(ParityError, match=r"export.json: usable must be true, got false. Run: pyt"):
+    with pytest.raises(
+        ParityError, match=r"export.json: usable must be true, got false. Run: glora"
+    ):
         Predictor.from_store(own_store.root, "colours")
 
 
@@ -276,6 +278,7 @@ def test_a_pushed_folder_is_held_against_the_manifest_of_its_delta(
 ) -> None:
     out = tmp_path / "repository"
     copy_out(exported(*trained), out, ["merged", "onnx"])
+    (out / "export.json").unlink()  # which no push writes
     (out / "glora").mkdir()
     for name in ("manifest.json", "adapter.safetensors"):
         shutil.copyfile(trained[1].path / name, out / "glora" / name)
@@ -303,8 +306,7 @@ def test_a_folder_without_a_model_names_the_command_that_makes_it(
     with pytest.raises(StoreError) as caught:
         Predictor.from_folder(out)
     assert str(caught.value) == (
-        f"{out}: holds no model.onnx. Run: python -m glora_deploy.export --task colours "
-        f"--fmt onnx --out {out}"
+        f"{out}: holds no model.onnx. Run: glora export --task colours --fmt onnx --out {out}"
     )
 
 
@@ -314,7 +316,10 @@ def test_what_onnx_runtime_refuses_is_one_line(
     out = tmp_path / "out"
     copy_out(exported(*trained), out, ["onnx"])
     (out / "model.safetensors").unlink()
-    with pytest.raises(ExportError, match=r"model.onnx: ONNX Runtime must load it, got: .+ Run: p"):
+    with pytest.raises(ArtifactError, match=r"model.safetensors: must be a file, none is here"):
+        Predictor.from_folder(out)
+    (out / "export.json").unlink()
+    with pytest.raises(ExportError, match=r"model.onnx: ONNX Runtime must load it, got: .+ Run: g"):
         Predictor.from_folder(out)
 
 
