@@ -58,7 +58,7 @@ WRONG = (
     *(" train --task digits --device tpu", " train --task a/b --data digits"),
     *(" export --task digits --images 0", " export --task digits --precision fp8"),
     *(" export --task a/b", " export verify", " import x --task t --input-size 0"),
-    *(" pull", " predict --task t a.png --top-k 0", " predict a.png", " show a/b", " use a"),
+    *(" pull", " predict --task t a.png --top-k 0", " predict a.png", " show a/b/c", " use a"),
     " train --task t --data digits --checkpoint random:x",
     *(" remove a", " list --no-such", " pack a", " unpack x --as a/b", " nonesuch"),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One on purpose; a row of the table in docs/serving.md."""
+    """One on purpose; a row of the table in docs/triton.md."""
 
     triton: str
     ours: str

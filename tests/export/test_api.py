@@ -36,6 +36,7 @@ def test_an_export_tells_its_steps_and_prints_nothing(
     assert done.report.passed
     assert done.record.formats == ("merged", "onnx")
     assert {path.name for path in out.iterdir()} == {
+        "export.json",
         "model.onnx",
         "model.safetensors",
         "parity.json",
