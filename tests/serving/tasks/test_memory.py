@@ -86,4 +86,5 @@ def test_memory_stays_within_the_budget_and_one_task(wide: ArtifactStore) -> Non
     assert found["evictions"] > 50
     # Of 5 MB each; the rest are requests in flight, and what Python keeps of them.
     assert found["grown"] < budget_tasks + 1 + 0.5
-    assert found["grown"] > budget_tasks + 1 - 0.5  # it is the tasks that were measured
+    # It is the tasks that were measured; when the one beyond is there is a matter of threads.
+    assert found["grown"] > budget_tasks - 0.5
