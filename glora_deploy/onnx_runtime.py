@@ -9,7 +9,7 @@ from .errors import MissingDependencyError
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Read when the library is loaded, and never again. Its builds for Linux, from 1.29 on, otherwise
-start a thread that sends names and hashes of models to their makers."""
+start a thread for it at once."""
 
 
 def import_onnxruntime(purpose: str) -> Any:

@@ -52,7 +52,7 @@ def _require_name(kind: Literal["task", "version"], name: str) -> None:
         raise typer.BadParameter(f"{kind} {problem}")
 
 
-def require_writeable(path: Path | None, option: str) -> None:
+def require_writable_file(path: Path | None, option: str) -> None:
     """Refuse a file that could not be written, before anything is measured for it.
 
     Raises:
@@ -63,7 +63,7 @@ def require_writeable(path: Path | None, option: str) -> None:
     if not path.parent.is_dir():
         raise typer.BadParameter(f"{path.parent} must be a folder, it is none", param_hint=option)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise typer.BadParameter(f"{path} must be writeable, it is not", param_hint=option)
+        raise typer.BadParameter(f"{path} must be writable, it is not", param_hint=option)
 
 
 def complete_task(context: typer.Context, incomplete: str) -> list[str]:

@@ -6,7 +6,6 @@ what the manifest says wherever there is one: in a store, and in a repository th
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from glora_deploy.store.reader import EXPORT_RECORD, EXPORTS
 from glora_deploy.store.store import ArtifactStore
 from glora_deploy.strict_record import short
 
+from .export_command import export_command
 from .one_export import of_one_export
 from .onnx_session import OnnxSession
 
@@ -80,8 +80,8 @@ def load_from_store(
     artifact = store.get(task, version)
     manifest = artifact.manifest
     folder = store.export_dir(artifact, precision)
-    remedy = _command(
-        task, precision, "--store", str(root), *(("--version", version) if version else ())
+    remedy = export_command(
+        task, "onnx", precision, "--store", str(root), *(("--version", version) if version else ())
     )
     with _remedied(remedy, precision):
         return of_one_export(folder, lambda: _load_recorded(folder, manifest, precision, threads))
@@ -104,13 +104,13 @@ def load_from_folder(folder: Path, threads: int | None) -> ExportedModel:
     if not (folder / PARITY_FILE).is_file():
         raise StoreError(
             f"{folder}: must be a folder that an export wrote, it has no {PARITY_FILE}. "
-            f"Run: {_command('TASK', 'fp32', '--out', str(folder))}"
+            f"Run: {export_command('TASK', 'onnx', 'fp32', '--out', str(folder))}"
         )
     report = _read_report(folder)
     where = ["--out", str(folder)]
     if root := _store_of(folder):  # where --out may not write
         where = ["--store", str(root), "--version", report.version]
-    with _remedied(_command(report.task, report.precision, *where), report.precision):
+    with _remedied(export_command(report.task, "onnx", report.precision, *where), report.precision):
         return of_one_export(folder, lambda: _load_bare(folder, threads))
 
 
@@ -219,14 +219,6 @@ def _require(path: Path, what: str, found: object, expected: object) -> None:
         raise ArtifactError(
             f"{path}: {what} must be {short(expected)}, got {short(found)}. Export it again."
         )
-
-
-def _command(task: str, precision: Precision, *more: str) -> str:
-    """The command that makes an export with an ONNX model."""
-    words = ["glora", "export", "--task", task, "--fmt", "onnx"]
-    if precision != "fp32":
-        words += ["--precision", precision]
-    return shlex.join([*words, *more])
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..options import (
     StoreOption,
     complete_task,
     named,
-    require_writeable,
+    require_writable_file,
 )
 from ..precision import Precision
 from ..program import examples
@@ -104,7 +104,7 @@ def evaluate(
     be the recorded one. If they have changed since, a line says so.
     """
     _require_effect(task, folder, data, of, precision, device)
-    require_writeable(csv_file, "--csv")
+    require_writable_file(csv_file, "--csv")
     require_data(data)
     with one_line_errors():
         with progress_bars(quiet=quiet) as bars:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..console import one_line_errors, stdout, wrong_usage_of
-from ..options import QuietOption, StoreOption, complete_task_or_version, require_writeable
+from ..options import QuietOption, StoreOption, complete_task_or_version, require_writable_file
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .sizes import bytes_bar, mb
@@ -39,7 +39,7 @@ def pack(
     wanted = [_task_and_version(text) for text in tasks]
     if str(file) == "-":
         raise typer.BadParameter("must be a file: a pack is whole or not there", param_hint="FILE")
-    require_writeable(file, "FILE")
+    require_writable_file(file, "FILE")
     if file.resolve().is_relative_to(store.resolve()):
         raise typer.BadParameter(
             f"must lie outside the artifact store {store}, where 'glora verify' would report it, "

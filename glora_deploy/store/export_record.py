@@ -118,6 +118,30 @@ class ExportRecord(Record):
         path = folder / EXPORT_RECORD
         return read_record(cls, path, "Export it again.") if path.is_file() else None
 
+    @classmethod
+    def usable_of(
+        cls, folder: Path, manifest: Manifest, precision: Precision, written: Format
+    ) -> ExportRecord | None:
+        """The record of an artifact's export that passed its parity check and holds a format.
+
+        Args:
+            folder: Of the export.
+            manifest: Of the artifact.
+            precision: Of the export.
+            written: The format.
+
+        Returns:
+            None if there is no such export.
+
+        Raises:
+            ArtifactError: If the record is damaged, or of another artifact.
+        """
+        record = cls.read(folder)
+        if record is None or not record.usable or written not in record.formats:
+            return None
+        record.require_of(folder, manifest, precision)
+        return record
+
     def write(self, folder: Path) -> None:
         """Write export.json into the folder."""
         (folder / EXPORT_RECORD).write_bytes(self.to_json())

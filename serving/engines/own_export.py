@@ -68,7 +68,7 @@ class OwnExport:
         return weights.logits(images)
 
     def _read(self, manifest: Manifest) -> Model:
-        record = usable_export(self._folder, manifest, self._precision, self._format)
+        record = ExportRecord.usable_of(self._folder, manifest, self._precision, self._format)
         if record is None:
             raise LoadError(
                 f"{manifest.task}/{manifest.version}: must have a usable export to "
@@ -77,18 +77,3 @@ class OwnExport:
         for name in FILES[self._format]:
             record.require_intact(self._folder, name)
         return self._load(self._folder)
-
-
-def usable_export(
-    folder: Path, manifest: Manifest, precision: Precision, written: Format
-) -> ExportRecord | None:
-    """The record of an export that passed its parity check and holds a format; None without one.
-
-    Raises:
-        ArtifactError: If the record is damaged, or of another delta.
-    """
-    record = ExportRecord.read(folder)
-    if record is None or not record.usable or written not in record.formats:
-        return None
-    record.require_of(folder, manifest, precision)
-    return record

@@ -22,7 +22,7 @@ from glora_deploy.errors import ArtifactError, ExportError, StoreError
 from glora_deploy.precision import PRECISIONS, Precision, is_float
 from glora_deploy.record_file import read_record
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.export_record import SIDECAR_FILE
+from glora_deploy.store.export_record import SIDECAR_FILE, ExportRecord
 from glora_deploy.store.mapped_safetensors import TensorMap
 from glora_deploy.store.reader import StoreReader
 from glora_deploy.tensorrt_runtime.plan_json import PlanInfo
@@ -30,7 +30,7 @@ from glora_deploy.tensorrt_runtime.plan_json import PlanInfo
 from ..errors import LoadError
 from ..one_export import of_one_export
 from .network import Slot, SlotLayout
-from .own_export import usable_export
+from .stored_graph import candidates
 
 
 class Engine(Protocol):
@@ -179,12 +179,10 @@ def find_refittable(
         store: Where to look.
         artifact: Of any delta on the backbone.
         precision: Of the plan.
-        others: More artifacts on the same network; those with another number of classes are passed
-            over. Below fp32 only the artifact's own plan will do: which nodes stay in float32 is a
-            matter of the task.
+        others: More artifacts whose plans may do; those of other networks, or with another number
+            of classes, are passed over.
     """
-    candidates = [artifact, *others] if precision == "fp32" else [artifact]
-    for candidate in candidates:
+    for candidate in candidates(artifact, precision, others):
         if len(candidate.manifest.labels) != len(artifact.manifest.labels):
             continue
         info = plan_of(store, candidate, precision)
@@ -201,7 +199,7 @@ def plan_of(store: StoreReader, artifact: Artifact, precision: Precision) -> Pla
     folder = store.export_dir(artifact, precision)
 
     def read() -> PlanInfo | None:
-        record = usable_export(folder, artifact.manifest, precision, "trt")
+        record = ExportRecord.usable_of(folder, artifact.manifest, precision, "trt")
         if record is None:
             return None
         record.require_intact(folder, SIDECAR_FILE)

@@ -7,7 +7,6 @@ recorded. Where no export is left, the store's cache of traced graphs may have i
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError
 
@@ -17,11 +16,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from glora_deploy.errors import ArtifactError, StoreError
 from glora_deploy.precision import Precision
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.export_record import MODEL_FILE, ExportRecord, Format
+from glora_deploy.store.export_record import MODEL_FILE, ExportRecord
 from glora_deploy.store.graph_key import skeleton_key_of
 from glora_deploy.store.reader import SKELETONS, StoreReader
 
 from ..errors import LoadError
+from ..export_command import export_command
 
 
 def find_graph(
@@ -32,39 +32,39 @@ def find_graph(
     Args:
         store: Where to look.
         artifact: Of any delta on the backbone.
-        precision: ``fp16`` graphs keep some nodes in float32, and which is a matter of the task:
-            there only the artifact's own export will do.
+        precision: Of the graph's weights.
         others: More artifacts whose exports may hold it; those of other networks are passed over.
 
     Raises:
         LoadError: If there is none; names the command that makes one.
     """
-    candidates = [artifact]
-    if precision == "fp32":
-        candidates += [other for other in others if same_network(artifact, other)]
-    for candidate in candidates:
+    holders = candidates(artifact, precision, others)
+    for candidate in holders:
         if (found := _exported(store, candidate, precision)) is not None:
             return found
-    if precision == "fp32" and (found := _cached(store, candidates)) is not None:
+    if precision == "fp32" and (found := _cached(store, holders)) is not None:
         return found
     backbone = artifact.manifest.backbone
     raise LoadError(
         f"{artifact.task}/{artifact.version}: the store must hold an ONNX graph of "
         f"{backbone.name} at {backbone.input_size}, got none that passed its parity check. "
-        f"Run: {export_command(artifact, 'onnx', precision)}"
+        f"Run: {export_command(artifact.task, 'onnx', precision, '--store', 'STORE')}"
     )
 
 
-def export_command(artifact: Artifact, written: Format, precision: Precision) -> str:
-    """The command that exports an artifact to a format."""
-    words = ["glora", "export", "--task", artifact.task, "--fmt", written, "--store", "STORE"]
+def candidates(
+    artifact: Artifact, precision: Precision, others: Iterable[Artifact]
+) -> list[Artifact]:
+    """Artifacts whose exports hold what this one's network is run from.
+
+    Below fp32 its own alone: which nodes stay in float32 is a matter of the task.
+    """
     if precision != "fp32":
-        words += ["--precision", precision]
-    return shlex.join(words)
+        return [artifact]
+    return [artifact, *(other for other in others if _same_network(artifact, other))]
 
 
-def same_network(one: Artifact, other: Artifact) -> bool:
-    """Whether two artifacts have the same architecture at the same input size."""
+def _same_network(one: Artifact, other: Artifact) -> bool:
     a, b = one.manifest.backbone, other.manifest.backbone
     return (a.name, a.model_args, a.input_size) == (b.name, b.model_args, b.input_size)
 
@@ -75,10 +75,9 @@ def _exported(
     """The graph of an artifact's export, if it is whole and was proven."""
     try:
         folder = store.export_dir(artifact, precision)
-        record = ExportRecord.read(folder)
-        if record is None or not record.usable or "onnx" not in record.formats:
+        record = ExportRecord.usable_of(folder, artifact.manifest, precision, "onnx")
+        if record is None:
             return None
-        record.require_of(folder, artifact.manifest, precision)
         record.require_intact(folder, MODEL_FILE)
         return onnx.load_model(folder / MODEL_FILE, load_external_data=False)
     except (ArtifactError, StoreError, DecodeError, OSError):

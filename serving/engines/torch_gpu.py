@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glora_deploy.errors import BackboneMismatchError, NonFiniteError
-from glora_deploy.glora.forms import LayerShape
 from glora_deploy.glora.support_value import split_delta, value_of
+from glora_deploy.merge.cpu import require_shapes
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.mapped_safetensors import TensorMap
 
@@ -42,9 +42,9 @@ class _Joined:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> _Joined:
         """A copy of float32 tensors."""
-        sizes = [-(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
-        memory = next(iter(tensors.values())).new_zeros(sum(sizes)) if tensors else torch.zeros(0)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        size = sum(map(_padded, shapes.values()))
+        memory = next(iter(tensors.values())).new_zeros(size) if tensors else torch.zeros(0)
         joined = cls(memory, _views(memory, shapes))
         for name, view in joined.views.items():
             view.copy_(tensors[name])
@@ -60,8 +60,12 @@ def _views(memory: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor
     views, begin = {}, 0
     for name, shape in shapes.items():
         views[name] = memory[begin : begin + shape.numel()].view(shape)
-        begin += -(-shape.numel() // _ALIGNMENT) * _ALIGNMENT
+        begin += _padded(shape)
     return views
+
+
+def _padded(shape: torch.Size) -> int:
+    return -(-shape.numel() // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(eq=False)
@@ -175,9 +179,10 @@ class TorchGpuNetwork:
             raise BackboneMismatchError(f"the backbone must have {layer}, which the delta adapts")
         flat = w0.reshape(len(w0), -1)
         d_out, d_in = flat.shape
-        shape = LayerShape(kind="linear", d_out=d_out, d_in=d_in, bias=b0 is not None)
+        bias = None if b0 is None else tuple(b0.shape)
+        sizes = tuple((name, tuple(value.shape)) for name, value in supports.items())
         try:
-            shape.require_fit({name: tuple(value.shape) for name, value in supports.items()})
+            require_shapes((d_out, d_in), bias, sizes, (d_out, d_in), bias, False)
         except ValueError as error:
             raise BackboneMismatchError(f"{layer}: {error}") from error
         merge_weight(flat, supports, out[f"{layer}.weight"].view(d_out, d_in))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from glora_deploy.errors import BackboneMismatchError, NotRunnableError
 from glora_deploy.store.artifact import Artifact
-from glora_deploy.store.export_record import INT8_FILE, Format
+from glora_deploy.store.export_record import INT8_FILE, ExportRecord, Format
 from glora_deploy.store.fingerprint import fingerprint
 from glora_deploy.store.manifest import Manifest
 from glora_deploy.store.mapped_safetensors import TensorMap, map_tensors
@@ -24,10 +24,11 @@ from glora_deploy.store.reader import BACKBONE_WEIGHTS, StoreReader
 from ..engines.mixed import MixedNetwork, can_be_mixed, linear_layers
 from ..engines.network import MergingNetwork, Network
 from ..engines.onnx_runtime import OnnxNetwork
-from ..engines.own_export import OwnExport, usable_export
+from ..engines.own_export import OwnExport
 from ..engines.plan import PlanModel, RefittedPlan, find_refittable, plan_of
-from ..engines.stored_graph import export_command, find_graph, same_network
+from ..engines.stored_graph import find_graph
 from ..errors import LoadError
+from ..export_command import export_command
 from ..onnx_session import Device, OnnxSession
 from .merge_task import adapted_tensors
 from .settings import EngineSettings
@@ -84,7 +85,7 @@ class Networks:
         if not self._settings.int8:
             return None
         folder = self._store.export_dir(artifact, precision)
-        found = usable_export(folder, artifact.manifest, precision, "int8")
+        found = ExportRecord.usable_of(folder, artifact.manifest, precision, "int8")
         return None if found is None else "int8"
 
     def of(
@@ -166,13 +167,13 @@ class Networks:
         self, artifact: Artifact, frozen: TensorMap, others: Iterable[Artifact]
     ) -> RefittedPlan:
         manifest, precision = artifact.manifest, self._settings.precision
-        same = [other for other in others if same_network(artifact, other)]
-        folder = find_refittable(self._store, artifact, precision, same)
+        folder = find_refittable(self._store, artifact, precision, others)
         if folder is None:
+            command = export_command(artifact.task, "trt", precision, "--store", "STORE")
             raise LoadError(
                 f"{artifact.task}/{artifact.version}: the store must hold a TensorRT plan "
                 "of it, or one built to be refitted of a task with as many classes, got none that "
-                f"passed its parity check. Run: {export_command(artifact, 'trt', precision)}"
+                f"passed its parity check. Run: {command}"
             )
         return RefittedPlan(
             folder,

@@ -4,60 +4,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_files import make_plan_info
 
 from glora_deploy.errors import ArtifactError, ExportError
 from glora_deploy.store.export_record import MODEL_FILE, PLAN_FILE, SIDECAR_FILE, WEIGHTS_FILE
-from glora_deploy.store.manifest_fields import FileRecord
-from glora_deploy.tensorrt_runtime.plan_json import (
-    PlanInfo,
-    TensorRecord,
-    read_plan_info,
-    require_runnable,
-)
+from glora_deploy.tensorrt_runtime.plan_json import read_plan_info, require_runnable
 
 FILES = {PLAN_FILE: b"plan", MODEL_FILE: b"graph", WEIGHTS_FILE: b"weights"}
-
-
-def make_info(**changes: Any) -> PlanInfo:
-    """A sidecar of FILES; ``changes`` replace whole fields."""
-    fields: dict[str, Any] = {
-        "library": "tensorrt_rtx",
-        "version": "1.7.1.116",
-        "gpu": None,
-        "compute_capabilities": (),
-        "hardware_compatibility": None,
-        "inputs": (TensorRecord(name="image", dtype="float32", shape=(-1, 3, 8, 6)),),
-        "outputs": (TensorRecord(name="logits", dtype="float32", shape=(-1, 5)),),
-        "batch": (1, 2, 4),
-        "precision": "fp32",
-        "tf32": False,
-        "refittable": False,
-        "stripped": False,
-        "parameters": ("head.bias", "head.weight"),
-        "graph": FileRecord.of_bytes(FILES[MODEL_FILE]),
-        "weights": FileRecord.of_bytes(FILES[WEIGHTS_FILE]),
-        "plan": FileRecord.of_bytes(FILES[PLAN_FILE]),
-        "build_seconds": 1.5,
-    }
-    return PlanInfo(**{**fields, **changes})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / SIDECAR_FILE).write_bytes(make_info().to_json())
+    (tmp_path / SIDECAR_FILE).write_bytes(make_plan_info().to_json())
     return tmp_path
 
 
 def test_a_sidecar_is_read_as_it_was_written(folder: Path) -> None:
-    assert read_plan_info(folder) == make_info()
+    assert read_plan_info(folder) == make_plan_info()
 
 
 def test_the_graph_and_the_weights_need_not_be_there(folder: Path) -> None:
     (folder / MODEL_FILE).unlink()
     (folder / WEIGHTS_FILE).unlink()
-    assert read_plan_info(folder) == make_info()
+    assert read_plan_info(folder) == make_plan_info()
 
 
 @pytest.mark.parametrize("name", [PLAN_FILE, SIDECAR_FILE])
@@ -79,9 +50,9 @@ def test_a_file_of_another_export_is_refused(folder: Path, name: str) -> None:
     [
         (b"", "Invalid JSON"),
         (b"[]", "must be an object"),
-        (make_info().to_json().replace(b'"tf32"', b'"tf23"'), "tf32: must be present"),
-        (make_info().to_json().replace(b'"fp32"', b'"int4"'), "precision: .* got 'int4'"),
-        (make_info().to_json().replace(b": 1,", b": 2,", 1), "format_version"),
+        (make_plan_info().to_json().replace(b'"tf32"', b'"tf23"'), "tf32: must be present"),
+        (make_plan_info().to_json().replace(b'"fp32"', b'"int4"'), "precision: .* got 'int4'"),
+        (make_plan_info().to_json().replace(b": 1,", b": 2,", 1), "format_version"),
     ],
 )
 def test_a_damaged_sidecar_is_refused_with_its_field(
@@ -97,7 +68,7 @@ def test_a_damaged_sidecar_is_refused_with_its_field(
 )
 def test_another_library_or_version_cannot_run_a_plan(library: Any, version: str) -> None:
     with pytest.raises(ExportError) as error:
-        require_runnable(make_info(), library=library, version=version, capability="8.6")
+        require_runnable(make_plan_info(), library=library, version=version, capability="8.6")
     assert str(error.value) == (
         "model.plan: must run with tensorrt_rtx 1.7.1.116, which built it, "
         f"got {library} {version}. Build the plan again here."
@@ -106,7 +77,9 @@ def test_another_library_or_version_cannot_run_a_plan(library: Any, version: str
 
 def test_a_plan_does_not_run_without_a_gpu() -> None:
     with pytest.raises(ExportError, match="must run on a GPU, got none"):
-        require_runnable(make_info(), library="tensorrt_rtx", version="1.7.1.116", capability=None)
+        require_runnable(
+            make_plan_info(), library="tensorrt_rtx", version="1.7.1.116", capability=None
+        )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +99,7 @@ def test_a_plan_does_not_run_without_a_gpu() -> None:
 def test_a_plan_runs_on_the_gpus_it_was_built_for(
     targets: tuple[str, ...], compatibility: str | None, capability: str, runs: bool
 ) -> None:
-    info = make_info(compute_capabilities=targets, hardware_compatibility=compatibility)
+    info = make_plan_info(compute_capabilities=targets, hardware_compatibility=compatibility)
     if runs:
         require_runnable(info, library=info.library, version=info.version, capability=capability)
     else:

@@ -63,7 +63,7 @@ def test_without_one_the_command_that_makes_it_is_named(
     with pytest.raises(LoadError) as refused:
         find_graph(own_store, unexported, "fp32", [unexported])
     assert str(refused.value).endswith("Run: glora export --task marked --fmt onnx --store STORE")
-    with pytest.raises(LoadError, match=r"--precision fp16$"):
+    with pytest.raises(LoadError, match=r"--precision fp16 --store STORE$"):
         find_graph(own_store, unexported, "fp16", [own_store.get("colours")])
 
 
