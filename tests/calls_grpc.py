@@ -206,7 +206,8 @@ def cases() -> dict[str, dict[str, GrpcCall]]:
             "version v1": infer(version="v1"),
             "another model": infer("dogs"),
             "no model": infer(""),
-            "compressed": GrpcCall("ModelInfer", asked(), {"compression": grpc.Compression.Gzip}),
+            "gzip": GrpcCall("ModelInfer", asked(), {"compression": grpc.Compression.Gzip}),
+            "deflate": GrpcCall("ModelInfer", asked(), {"compression": grpc.Compression.Deflate}),
             "encoded image": infer(
                 name="image_bytes",
                 datatype="BYTES",

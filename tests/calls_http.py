@@ -386,8 +386,7 @@ def answer_of(address: str, call: HttpCall) -> tuple[dict[str, Any], Mapping[str
         "status": response.status,
         "content-type": told.get("content-type") if record is not None else None,
         "content-encoding": encoding,
-        "accept-encoding": told.get("accept-encoding"),
-        "states its JSON's length": stated is not None,
+        "headers": dict.fromkeys(told, "sent"),
         "json": record,
     }
     if isinstance(record, dict):

@@ -29,6 +29,21 @@ DIFFERENCES = (
         paths=("*.name", "*.version", "*.extensions.*", "*.platform"),
     ),
     Difference(
+        triton="sends few headers, and a `content-type` with empty bodies",
+        ours="none with an empty body; also the time, the request's id, what a browser may do "
+        "with the answer, `allow` and `vary` where HTTP wants them, and which delta answered",
+        why="proxies, caches and browsers go by them",
+        http=("*/*",),
+        paths=tuple(
+            f"headers.{name}"
+            for name in (
+                "content-type", "date", "x-request-id", "cache-control", "x-content-type-options",
+                "content-security-policy", "cross-origin-resource-policy", "referrer-policy",
+                "allow", "vary", "glora-task", "glora-version", "glora-delta",
+            )
+        ),
+    ),
+    Difference(
         triton="has shared memory, tracing and logging calls",
         ours="404, UNIMPLEMENTED",
         why="a client's memory and the server's settings are not a client's to touch",
@@ -90,7 +105,24 @@ DIFFERENCES = (
         triton="500, INTERNAL, where a request cannot be parsed or names no model to load",
         ours="400 or 404, INVALID_ARGUMENT or NOT_FOUND",
         why="the mistake is the client's, and sending it again does not help",
-        http=("*/*",),
+        http=(
+            "index/ready as text", "index/broken", "load/unknown", "load/broken",
+            "load/unknown parameter", "load/file", "load/escaped dots", "lengths/stated '1.5'",
+            "lengths/stated '5'", "lengths/stated '151'", "lengths/stated '153'",
+            "lengths/not stated", "lengths/negative", "lengths/text", "parameters/id as number",
+            "parameters/priority 'x'", "parameters/priority -1", "parameters/timeout 'x'",
+            "parameters/a list", "outputs/an object", "outputs/no name", "outputs/classes -1",
+            "outputs/classes 'x'", "outputs/classes 1.5", "inputs/not there", "inputs/an object",
+            "inputs/datatype 'INT32'", "inputs/datatype 'BYTES'", "inputs/datatype 5",
+            "inputs/shape without a batch", "inputs/shape of fewer pixels",
+            "inputs/shape of more pixels", "inputs/shape negative", "inputs/shape of strings",
+            "inputs/shape of floats", "inputs/shape null", "inputs/shape text",
+            "inputs/shape negative as bytes", "inputs/shape of strings as bytes",
+            "inputs/shape of floats as bytes", "inputs/shape null as bytes",
+            "inputs/shape text as bytes", "data/short", "data/ragged", "data/strings",
+            "data/booleans", "data/nulls", "data/object", "data/NaN in json", "bodies/array",
+            "bodies/broken", "bodies/text", "bodies/no utf-8", "bodies/trailing",
+        ),
         grpc=("load/unknown", "load/file", "load/no name"),
         paths=(
             "status 500 -> 400", "status 500 -> 404", "code INTERNAL -> INVALID_ARGUMENT",

@@ -39,6 +39,8 @@ class _Task:
     """Why a version's manifest cannot be read."""
     held_back: bool = False
     """Whether it was unloaded: only ``load`` brings it back."""
+    chosen: bool = False
+    """Whether ``load`` named the version that answers, and the store's ``current`` is another."""
     seen: Seen = (None, {})
     loading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -168,6 +170,9 @@ class LiveStore:
     def load(self, task: str, version: str | None = None) -> LiveVersion:
         """Read a version anew, verify it, and let it answer.
 
+        A version that is named answers until the store's ``current`` changes, or until a load that
+        names none.
+
         Raises:
             UnknownTaskError: If the store has no such task or version.
             LoadError: If it was refused; what answered before still does.
@@ -226,11 +231,13 @@ class LiveStore:
         with self._lock:
             known = self._tasks.setdefault(task, _Task())
         with known.loading:
-            _, before = known.seen
+            named_before, before = known.seen
             if known.seen == self._look(task):
                 return
             current = self._refresh(task, known)
             if known.held_back or current is None:
+                return
+            if known.chosen and known.current is not None and current == named_before:
                 return
             _, after = known.seen
             is_new = current != known.current or before.get(current) != after[current]
@@ -306,7 +313,7 @@ class LiveStore:
         return current if current in known.versions or current in broken else None
 
     def _bring_in(self, known: _Task, artifact: Artifact) -> LiveVersion:
-        """Verify a version, then let it answer; the current one of the store for its task."""
+        """Verify a version, then let it answer for its task."""
         name = artifact.version
         with self._lock:
             before = known.versions.get(name)
@@ -327,8 +334,7 @@ class LiveStore:
         with self._lock:
             version.state, version.reason = "READY", ""
             known.versions[name] = version
-            if self._names_current(artifact):
-                known.current = name
+            known.current, known.chosen = name, not self._names_current(artifact)
         if before is not None and before is not version:
             self._leave(before, "replaced")
         return version

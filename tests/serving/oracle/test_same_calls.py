@@ -6,6 +6,7 @@ Both serve one store: Triton the repository that was exported from it, ours the 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -198,6 +199,35 @@ def _without_counts(value: Any, key: str = "") -> Any:
         kept = value[:1] if key == "batch_stats" else value
         return [_without_counts(one, key) for one in kept]
     return value if key in ("name", "version") else type(value).__name__
+
+
+def test_a_rollback_is_one_load_on_either_and_so_is_the_way_back(servers: Servers) -> None:
+    """Triton is told by a configuration, ours by the version."""
+    tokens = {"authorization": "Bearer changing-token"}
+    with (
+        triton_http.InferenceServerClient(servers.triton_http) as theirs,
+        triton_http.InferenceServerClient(servers.our_http) as ours,
+    ):
+        both = (theirs, ours)
+        newest = [answered(client) for client in both]
+        config = theirs.get_model_config("pets")
+        only_1 = {**config, "version_policy": {"specific": {"versions": [1]}}}
+        theirs.load_model("pets", config=json.dumps(only_1))
+        ours.load_model("pets", headers=tokens, query_params={"version": "1"})
+        older = [answered(client) for client in both]
+        theirs.load_model("pets", config=json.dumps(config))
+        ours.load_model("pets", headers=tokens, query_params={"version": "2"})
+        again = [answered(client) for client in both]
+    assert [number for number, _ in (*newest, *older, *again)] == ["2", "2", "1", "1", "2", "2"]
+    for one, other in (newest, older, again):
+        np.testing.assert_allclose(one[1], other[1], rtol=0, atol=ATOL)
+    assert np.abs(newest[0][1] - older[0][1]).max() > 1000 * ATOL
+
+
+def answered(client: Any) -> tuple[str, np.ndarray]:
+    """The number of the version that answers where none is named, and its logits."""
+    answer = client.infer("pets", [http_input(calls_http.IMAGES)])
+    return answer.get_response()["model_version"], answer.as_numpy("logits")
 
 
 def test_statistics_count_the_same_requests(servers: Servers) -> None:

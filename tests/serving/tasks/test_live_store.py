@@ -67,19 +67,60 @@ def test_a_new_version_answers_once_it_is_loaded(
     assert states(engine, "t0") == {"v1": ("READY", False), "v2": ("READY", True)}
 
 
-def test_a_version_can_be_loaded_beside_the_current_one(
+def test_a_load_that_names_a_version_is_a_rollback_until_the_store_says_otherwise(
+    own_marked: ArtifactStore, open_engine: OpenEngine, images: Images
+) -> None:
+    second(own_marked)
+    engine = open_engine(own_marked)
+    assert who(engine, "t0", images) == "v2:6"
+    assert engine.load("t0", "v1").is_current
+    assert who(engine, "t0", images) == "v1:0"
+    assert states(engine, "t0") == {"v1": ("READY", True), "v2": ("READY", False)}
+    assert who(engine, "t0", images, "v2") == "v2:6"
+    assert engine.load("t0").version == "v2"
+    assert who(engine, "t0", images) == "v2:6"
+
+
+def test_a_version_that_is_not_current_in_the_store_can_be_loaded(
     own_marked: ArtifactStore, open_engine: OpenEngine, images: Images
 ) -> None:
     engine = open_engine(own_marked)
     second(own_marked, make_current=False)
     with pytest.raises(UnknownTaskError):
         ask(engine, "t0", images, "v2")
-    assert not engine.load("t0", "v2").is_current
+    assert engine.load("t0").version == "v1"
     assert who(engine, "t0", images, "v2") == "v2:6"
+    assert engine.load("t0", "v2").is_current
+    assert who(engine, "t0", images) == "v2:6"
+
+
+def test_watching_leaves_a_rollback_until_the_store_names_another_version(
+    own_marked: ArtifactStore, images: Images, open_engine: OpenEngine
+) -> None:
+    second(own_marked)
+    engine = open_engine(own_marked)
+    engine.load("t0", "v1")
+    second(own_marked, mark=3, make_current=False)
+    engine._live.poll()
+    assert who(engine, "t0", images, "v3") == "v3:3"
     assert who(engine, "t0", images) == "v1:0"
+    own_marked.set_current("t0", "v3")
+    engine._live.poll()
+    assert who(engine, "t0", images) == "v3:3"
 
 
-def test_rollback_is_one_call(
+def test_watching_returns_to_the_store_when_a_version_that_was_rolled_back_to_is_gone(
+    own_marked: ArtifactStore, images: Images, open_engine: OpenEngine
+) -> None:
+    second(own_marked)
+    engine = open_engine(own_marked)
+    engine.load("t0", "v1")
+    own_marked.remove("t0", "v1")
+    engine._live.poll()
+    assert who(engine, "t0", images) == "v2:6"
+
+
+def test_a_rollback_of_the_store_is_one_call(
     own_marked: ArtifactStore, open_engine: OpenEngine, images: Images
 ) -> None:
     second(own_marked)
