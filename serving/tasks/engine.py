@@ -240,11 +240,16 @@ class StoreEngine:
         if exported != version.exported:
             self._weights.drop(version)
             version.exported = exported
+        version.loaded = None  # an export may have been made anew
         network = self._network_of(version).network
         version.pool = network if isinstance(network, MixedNetwork) else None
 
     def _network_of(self, version: LiveVersion) -> Loaded:
-        return self._networks.of(version.artifact, version.exported, self._live.artifacts)
+        if (loaded := version.loaded) is None:
+            loaded = version.loaded = self._networks.of(
+                version.artifact, version.exported, self._live.artifacts
+            )
+        return loaded
 
     def _prove(self, version: LiveVersion) -> None:
         """Read and verify a delta anew, have it merged and answer once: all that can fail."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.store.artifact import Artifact
@@ -11,6 +12,9 @@ from glora_deploy.store.export_record import Format
 
 from .contract import ServedVersion, State
 from .statistics import VersionCounts
+
+if TYPE_CHECKING:
+    from .networks import Loaded
 
 
 @dataclass(eq=False)
@@ -31,6 +35,8 @@ class LiveVersion:
     """What versions that may share a batch have in common; None for one that never does."""
     exported: Format | None = None
     """The format of its own export that it is answered from; None where it is merged."""
+    loaded: Loaded | None = None
+    """What it runs on, once that was looked up, which takes longer than a swap."""
 
     @property
     def name(self) -> str:

@@ -416,3 +416,17 @@ def test_a_server_imports_no_torch(marked: ArtifactStore) -> None:
 def test_marks_stand_out(marked: ArtifactStore, images: Images) -> None:
     logits = reference_logits(marked, marked.get("t1"), images)
     assert (np.sort(logits, 1)[:, -1] - np.sort(logits, 1)[:, -2] > MARK / 2).all()
+
+
+def test_what_a_version_runs_on_is_looked_up_once(
+    marked: ArtifactStore, open_engine: OpenEngine, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(marked)
+    first = ask(engine, "t1", images)
+
+    def never(*_: object) -> None:
+        raise AssertionError("looked up again")
+
+    monkeypatch.setattr(engine._networks, "of", never)
+    again = ask(engine, "t1", images)
+    assert np.array_equal(first.logits, again.logits)
