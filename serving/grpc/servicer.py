@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,9 +13,10 @@ from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped
 from grpc import StatusCode
 from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 
+from ..answer_call import answer_call
 from ..errors import InputError
 from ..protocol.datatypes import quoted
-from ..protocol.infer import plan_call, to_images, to_reply
+from ..protocol.infer import to_reply
 from ..protocol.model_info import (
     is_ready,
     model_config,
@@ -25,6 +27,7 @@ from ..protocol.model_info import (
 )
 from ..protocol.version_names import find_version, require_name, stored_name
 from ..service import Service
+from ..tasks.contract import Answer, InferRequest
 from .errors import GrpcError
 from .messages import has_many_values, read_call, read_parameters, write_reply
 from .records import EndedError, current_record, recorded
@@ -155,22 +158,20 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def _infer(self, request: Any, remaining_s: float | None) -> Any:
         arrived_s = time.monotonic()
         service, engine, record = self._service, self._engine, current_record()
-        limits = service.settings.limits
         record.task, record.call_id = request.model_name, request.id
         find_version(engine, request.model_name, request.model_version)
         if has_many_values(request, _MANY_VALUES):
             call = await service.decode(record, read_call, request)
         else:
             call = read_call(request)
-        plan = plan_call(engine, call, limits, arrived_s)
-        if plan.needs_decoding:
-            images = await service.decode(record, to_images, plan, limits)
-        else:
-            images = to_images(plan, limits)
-        asked = plan.request(images)
-        if remaining_s is not None:
-            asked = replace(asked, deadline_s=min(plan.deadline_s, arrived_s + remaining_s))
-        answer = await service.answer(record, asked)  # gRPC cancels it when the client goes
+        until_s = math.inf if remaining_s is None else arrived_s + remaining_s
+
+        async def ask(asked: InferRequest) -> Answer:
+            deadline_s = min(asked.deadline_s or until_s, until_s)
+            asked = replace(asked, deadline_s=deadline_s)
+            return await service.answer(record, asked)  # gRPC cancels it when the client goes
+
+        plan, answer = await answer_call(service, record, call, arrived_s, ask)
         return write_reply(to_reply(engine, plan, answer))
 
     def _named_version(self, request: Any) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..protocol.infer import InferReply, plan_call, to_images, to_reply
+from ..answer_call import answer_call
+from ..protocol.infer import InferReply, to_reply
 from ..protocol.model_info import (
     is_ready,
     model_config,
@@ -159,12 +161,8 @@ async def post_infer(request: Request, model: str, version: str = "") -> Respons
     is_long = (len(body) if json_bytes is None else json_bytes) > _LONG_JSON
     call = await service.decode(record, read) if is_long else read()
     record.call_id = call.id
-    plan = plan_call(service.engine, call, limits, arrived_s)
-    if plan.needs_decoding:
-        images = await service.decode(record, to_images, plan, limits)
-    else:
-        images = to_images(plan, limits)
-    answer = await answer_while_connected(service, request, record, plan.request(images))
+    ask = partial(answer_while_connected, service, request, record)
+    plan, answer = await answer_call(service, record, call, arrived_s, ask)
     reply = to_reply(service.engine, plan, answer)
     encoded = write_reply(reply, _binary(call, reply, json_bytes))
     return await _response(request, encoded, reply)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..answer_call import answer_call
 from ..errors import InputError
 from ..protocol.classification import softmax
 from ..protocol.datatypes import BYTES, quoted
-from ..protocol.infer import IMAGE_BYTES, plan_call, to_images
+from ..protocol.infer import IMAGE_BYTES
 from ..protocol.model_info import READY
 from ..protocol.tensors import InferCall, Tensor, object_array
 from ..protocol.version_names import client_name, find_version, require_name
@@ -75,10 +77,9 @@ async def post_predict(request: Request, task: str) -> Response:
     values = object_array([file.data for file in files])
     tensor = Tensor(name=IMAGE_BYTES, datatype=BYTES, shape=values.shape, values=values)
     call = InferCall(model=task, version=version, inputs=(tensor,))
-    plan = plan_call(service.engine, call, limits, arrived_s)
-    images = await service.decode(record, to_images, plan, limits)
+    ask = partial(answer_while_connected, service, request, record)
+    plan, answer = await answer_call(service, record, call, arrived_s, ask)
     decode_s = record.step_s("decode") or 0.0
-    answer = await answer_while_connected(service, request, record, plan.request(images))
     total_ns = time.perf_counter_ns() - arrived_ns
     return json_response(
         {

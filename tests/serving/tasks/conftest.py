@@ -1,10 +1,8 @@
-"""Stores of tasks that cannot be taken for one another."""
+"""Engines on stores, and images for them."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,30 +10,8 @@ from numpy.typing import NDArray
 
 from glora_deploy.serving.tasks.engine import StoreEngine
 from glora_deploy.serving.tasks.settings import EngineSettings
-from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.store import ArtifactStore
-from marked_tasks import N_TASKS, OpenEngine, add_marked_task
-
-
-@pytest.fixture(scope="session")
-def marked(
-    trained: tuple[ArtifactStore, Artifact], tmp_path_factory: pytest.TempPathFactory
-) -> ArtifactStore:
-    """``colours``, which was exported, and ``t0`` to ``t5``: task i answers class i, of 8 + i."""
-    store, base = trained
-    root = tmp_path_factory.mktemp("marked") / "artifacts"
-    shutil.copytree(store.root, root)
-    copy = ArtifactStore.open(root)
-    for index in range(N_TASKS):
-        add_marked_task(copy, base, f"t{index}", mark=index, n_classes=8 + index, seed=index)
-    return copy
-
-
-@pytest.fixture
-def own_marked(marked: ArtifactStore, tmp_path: Path) -> ArtifactStore:
-    """A copy that a test may change and damage."""
-    shutil.copytree(marked.root, tmp_path / "artifacts")
-    return ArtifactStore.open(tmp_path / "artifacts")
+from marked_tasks import OpenEngine
 
 
 @pytest.fixture
