@@ -78,10 +78,16 @@ class Ledger:
         with self._lock:
             self._published.setdefault((one.task, one.version), []).append(one)
 
-    def may_answer(self, task: str, version: str) -> None:
-        """From now on this version may answer for its task, beside those that may already."""
+    def knows(self, task: str, version: str) -> bool:
+        """Whether such a version was published."""
         with self._lock:
-            self._spans.setdefault(task, []).append(_Span(version, time.monotonic()))
+            return (task, version) in self._published
+
+    def may_answer(self, task: str, version: str, *, since: float | None = None) -> None:
+        """From then on, now by default, it may answer for its task, as others may already."""
+        span = _Span(version, time.monotonic() if since is None else since)
+        with self._lock:
+            self._spans.setdefault(task, []).append(span)
 
     def answers_alone(self, task: str, version: str, *, in_s: float = 0.0) -> None:
         """No other version may answer requests that are sent after so many seconds."""
@@ -144,6 +150,10 @@ class Ledger:
                 "an error that nobody expects",
                 f"{task}, asked for {asked}, away {away}: {status} {text[:200]}",
             )
+
+    def lost(self, task: str, what: str) -> None:
+        """A connection ended instead of an answer."""
+        self.problem("a connection lost", f"{task}: {what}")
 
     def answered(self, answer: Answered) -> None:
         """Judge an answer by what the version that it names computes."""

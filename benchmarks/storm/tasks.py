@@ -67,7 +67,7 @@ class Tasks:
         self._lock = threading.Lock()
         done = export(self.store, self._base, ExportConfig(formats=("merged", "onnx"), n_images=2))
         assert done.report.passed
-        self._publish(self._base)
+        self.learn(self._base)
         for name in self.names[1:]:
             self.store.set_current(name, self.add(name).version)
         for name in self.names:
@@ -87,7 +87,7 @@ class Tasks:
             for name, value in self._tensors.items()
         }
         artifact = self.store.put(task, tensors, self._base.manifest, make_current=False)
-        self._publish(artifact)
+        self.learn(artifact)
         return artifact
 
     def add_to_a_full_disk(self, task: str) -> int:
@@ -96,7 +96,8 @@ class Tasks:
         return subprocess.run(command, check=False, capture_output=True).returncode
 
     @torch.inference_mode()
-    def _publish(self, artifact: Artifact) -> None:
+    def learn(self, artifact: Artifact) -> None:
+        """Compute what a version must answer, in float64, and tell the ledger."""
         network = merged_network(self.store, artifact).double()
         logits = network(torch.from_numpy(self.images).double()).numpy()
         digest = artifact.manifest.adapter.sha256

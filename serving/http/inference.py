@@ -43,13 +43,13 @@ async def get_server(request: Request) -> Response:
     return json_response(server_metadata())
 
 
-@router.get("/v2/health/live", name="live", responses=schemas.EMPTY)
+@router.get("/v2/health/live", name="live", response_class=Response, responses=schemas.EMPTY)
 async def get_live(request: Request) -> Response:
     """Whether the process answers at all. Needs no token."""
     return Response()
 
 
-@router.get("/v2/health/ready", name="ready", responses=schemas.EMPTY)
+@router.get("/v2/health/ready", name="ready", response_class=Response, responses=schemas.EMPTY)
 async def get_ready(request: Request) -> Response:
     """Whether requests are taken: not before the start is done, nor while leaving. No token."""
     service = service_of(request)
@@ -83,9 +83,14 @@ async def get_model(request: Request, model: str, version: str = "") -> Response
     return json_response(model_metadata(service_of(request).engine, model, version))
 
 
-@router.get("/v2/models/{model}/ready", name="model_ready", responses=schemas.EMPTY)
 @router.get(
-    "/v2/models/{model}/versions/{version}/ready", name="model_ready", responses=schemas.EMPTY
+    "/v2/models/{model}/ready", name="model_ready", response_class=Response, responses=schemas.EMPTY
+)
+@router.get(
+    "/v2/models/{model}/versions/{version}/ready",
+    name="model_ready",
+    response_class=Response,
+    responses=schemas.EMPTY,
 )
 async def get_model_ready(request: Request, model: str, version: str = "") -> Response:
     """Whether a model, or one version of it, answers."""

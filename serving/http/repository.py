@@ -54,6 +54,7 @@ async def post_index(request: Request) -> Response:
 @managed.post(
     "/v2/repository/models/{model}/load",
     name="load",
+    response_class=Response,
     responses=schemas.EMPTY,
     openapi_extra=schemas.LOAD_BODY,
 )
@@ -69,6 +70,7 @@ async def post_load(request: Request, model: str) -> Response:
 @managed.post(
     "/v2/repository/models/{model}/unload",
     name="unload",
+    response_class=Response,
     responses=schemas.EMPTY,
     openapi_extra=schemas.LOAD_BODY,
 )
@@ -80,7 +82,9 @@ async def post_unload(request: Request, model: str) -> Response:
     return Response()
 
 
-@managed.post("/v1/tasks/{task}/prefetch", name="prefetch", responses=schemas.EMPTY)
+@managed.post(
+    "/v1/tasks/{task}/prefetch", name="prefetch", response_class=Response, responses=schemas.EMPTY
+)
 async def post_prefetch(request: Request, task: str) -> Response:
     """Have the merged weights in memory before they are asked for."""
     service, version = service_of(request), _version(request, task)
@@ -88,7 +92,7 @@ async def post_prefetch(request: Request, task: str) -> Response:
     return Response()
 
 
-@managed.put("/v1/tasks/{task}/pin", name="pin", responses=schemas.EMPTY)
+@managed.put("/v1/tasks/{task}/pin", name="pin", response_class=Response, responses=schemas.EMPTY)
 async def put_pin(request: Request, task: str) -> Response:
     """Keep the weights of a task in memory whatever else is asked for."""
     service = service_of(request)
@@ -97,7 +101,9 @@ async def put_pin(request: Request, task: str) -> Response:
     return Response()
 
 
-@managed.delete("/v1/tasks/{task}/pin", name="unpin", responses=schemas.EMPTY)
+@managed.delete(
+    "/v1/tasks/{task}/pin", name="unpin", response_class=Response, responses=schemas.EMPTY
+)
 async def delete_pin(request: Request, task: str) -> Response:
     """Let the weights of a task go when others need their place."""
     service = service_of(request)
