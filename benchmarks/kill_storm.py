@@ -50,7 +50,7 @@ from glora_deploy.store.store import ArtifactStore
 store = ArtifactStore.open(sys.argv[1])
 rng = np.random.default_rng(int(sys.argv[2]))
 base = store.get("t0")
-tensors = {name: np.array(value) for name, value in base.tensors().items()}
+tensors = dict(np.load(sys.argv[4]))  # not those of base, which was drawn around them
 print("writes", flush=True)
 while True:
     changed = {
@@ -168,7 +168,7 @@ def start_writer(tasks: Tasks, rng: random.Random) -> subprocess.Popen[str]:
     """A process that publishes without end, and has begun to."""
     command = [
         *(sys.executable, "-c", WRITER, str(tasks.store.root)),
-        *(str(rng.randrange(1 << 30)), str(len(tasks.names))),
+        *(str(rng.randrange(1 << 30)), str(len(tasks.names)), str(tasks.origin)),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

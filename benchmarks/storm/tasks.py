@@ -62,6 +62,9 @@ class Tasks:
         self.images: NDArray[np.float32] = np.random.default_rng(seed).standard_normal(
             (N_IMAGES, 3, 32, 32), np.float32
         )
+        self.origin = root.with_suffix(".npz")
+        """The tensors that every version is drawn around."""
+        np.savez(self.origin, **self._tensors)
         self._ledger = ledger
         self._seeds = itertools.count(1000 * (seed + 1))
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,26 @@ def refusal(*arguments: str) -> str:
     assert process.returncode == 1
     (line,) = [line for line in notes.splitlines() if line.startswith("error: ")]
     return line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_log_that_cannot_be_written_stops_nobody(trained: tuple[ArtifactStore, Artifact]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [*PROGRAM, "--store", str(trained[0].root), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+        )
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[0]
+    for _ in range(3):
+        assert get(f"{url}/v2")["name"] == "glora-deploy"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(f"{url}/v2/nothing")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    process.stdout.close()
 
 
 def test_it_serves_a_store_without_torch_and_leaves_in_order(
