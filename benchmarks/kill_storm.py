@@ -72,19 +72,19 @@ class KillLedger(Ledger):
         """Keep it until the store can be read."""
         self.waiting.append(answer)
 
-    def lost(self, task: str, what: str) -> None:
+    def lost(self, task: str, sent: float, what: str) -> None:
         """As the server was killed, or a problem."""
         if self.killed:
             self.count("connections that ended with the server")
         else:
-            super().lost(task, what)
+            super().lost(task, sent, what)
 
     def refused(
         self, task: str, asked: str | None, sent: float, received: float, status: str, text: str
     ) -> None:
         """Over gRPC a connection that ends is a status."""
         if self.killed and status == "StatusCode.UNAVAILABLE":
-            self.lost(task, text)
+            self.lost(task, sent, text)
         else:
             super().refused(task, asked, sent, received, status, text)
 

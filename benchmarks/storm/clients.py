@@ -79,7 +79,7 @@ async def _ask_once(
         status, text = str(error.status()), str(error.message())
         ledger.refused(task, asked, sent, time.monotonic(), status, text)
     except (aiohttp.ClientError, OSError) as error:
-        ledger.lost(task, repr(error))
+        ledger.lost(task, sent, repr(error))
     else:
         response = result.get_response()
         ledger.answered(

@@ -151,7 +151,7 @@ class Ledger:
                 f"{task}, asked for {asked}, away {away}: {status} {text[:200]}",
             )
 
-    def lost(self, task: str, what: str) -> None:
+    def lost(self, task: str, sent: float, what: str) -> None:
         """A connection ended instead of an answer."""
         self.problem("a connection lost", f"{task}: {what}")
 

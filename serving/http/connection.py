@@ -21,6 +21,9 @@ from ..settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+LINGER_S = 0.3
+"""How long an idle connection stays when the server leaves: a request may be on its way to it."""
+
 RESERVED = 64
 """Connections beyond the requests that may be under way: for probes, and to say that it is full."""
 
@@ -85,6 +88,17 @@ class Connection(H11Protocol):
         """Go on to the next request, once the answer to this one is written."""
         super().on_response_complete()
         self._watch()
+
+    def shutdown(self) -> None:
+        """End once what is under way is answered, or nothing comes for a moment."""
+        if self.is_idle:
+            self.loop.call_later(LINGER_S, self._end)
+        else:
+            super().shutdown()
+
+    def _end(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""

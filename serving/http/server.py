@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from ..service import Service
 from ..settings import ServerSettings
-from .connection import Connection
+from .connection import LINGER_S, Connection
 
 _MAX_HEADER_BYTES = 64 << 10
 _LOOK_S = 0.1
@@ -78,7 +78,13 @@ class HttpServer(uvicorn.Server):
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Leave in order, and at a second call to ``leave`` at once."""
+        """Leave in order, and at a second call to ``leave`` at once.
+
+        For a moment everything stays open, and what comes is told that the server leaves: what is
+        on its way when a port closes would be told nothing.
+        """
+        if not self.force_exit:
+            await asyncio.sleep(LINGER_S)
         if self.beside is not None:
             leaving = asyncio.ensure_future(self.beside.leave())
             while not self.force_exit and not leaving.done():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from glora_deploy.serving.http import connection as connection_module
 from glora_deploy.serving.http.app import build_app
 from glora_deploy.serving.protocol.tokens import Tokens
 from glora_deploy.serving.settings import ServerSettings
@@ -101,6 +102,36 @@ def test_leaving_answers_what_has_come_and_takes_nothing_more(engine: ToyEngine)
     with pytest.raises(ConnectionRefusedError):
         served.connect()
     idle.close()
+
+
+def test_a_request_that_was_on_its_way_when_the_server_left_is_told(
+    engine: ToyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_S", 600.0)
+    with serving(build_app(engine)) as served:
+        idle = http.client.HTTPConnection(served.address)
+        idle.request("GET", "/v2/health/ready")
+        assert idle.getresponse().read() == b""
+        served.server.leave()
+        while is_open(served):
+            pass
+        idle.request("POST", INFER, BODY)
+        answer = idle.getresponse()
+        assert (answer.status, json.loads(answer.read())) == (
+            503,
+            {"error": "the server is leaving"},
+        )
+        served.thread.join()  # not after the ten minutes: nobody is there any more
+    idle.close()
+
+
+def is_open(served: Served) -> bool:
+    """Whether the port takes connections."""
+    try:
+        served.connect().close()
+    except ConnectionError:
+        return False
+    return True
 
 
 def test_more_requests_at_once_than_allowed_are_refused(engine: ToyEngine) -> None:
