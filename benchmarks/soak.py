@@ -158,7 +158,7 @@ def judge_growth(samples: Samples, ledger: Ledger) -> dict[str, tuple[float, flo
     """Medians of the second and of the last third; a problem where the latter is much more."""
     found = {}
     for name, of, allowed in (
-        ("memory MB", lambda one: one.pss_mb, ALLOWED_MB),
+        ("memory MB", lambda one: one.own_mb, ALLOWED_MB),
         ("threads", lambda one: one.threads, ALLOWED_HANDLES),
         ("descriptors", lambda one: one.descriptors, ALLOWED_HANDLES),
     ):

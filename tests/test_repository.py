@@ -40,12 +40,19 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(name: str) -> Any:
-    return yaml.load((ROOT / name).read_text("utf-8"), UniqueKeys)  # a SafeLoader
+    (document,) = read_documents(name)
+    return document
+
+
+def read_documents(name: str) -> list[Any]:
+    return list(yaml.load_all((ROOT / name).read_text("utf-8"), UniqueKeys))  # a SafeLoader
 
 
 @pytest.mark.parametrize("name", YAML)
 def test_every_yaml_file_can_be_read(name: str) -> None:
-    assert isinstance(read_yaml(name), dict)
+    found = read_documents(name)
+    assert found
+    assert all(isinstance(document, dict) for document in found)
 
 
 @pytest.mark.parametrize("name", JSON)

@@ -16,7 +16,8 @@ MB = 1e6
 class Sample:
     """Of all of a server's processes together."""
 
-    pss_mb: float
+    own_mb: float
+    """Memory that is no file's: what else is mapped depends on who else maps it."""
     threads: int
     descriptors: int
 
@@ -35,16 +36,17 @@ class Samples:
 
 
 def sample(pids: Sequence[int]) -> Sample:
-    """Now; memory that several processes share counts once."""
-    pss = threads = descriptors = 0
+    """Now; what several processes share counts once."""
+    own = threads = descriptors = 0
     for pid in pids:
         folder = Path(f"/proc/{pid}")
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             lines = (folder / "smaps_rollup").read_text().splitlines()
-            pss += 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+            (stated,) = [line for line in lines if line.startswith("Pss_Anon:")]
+            own += 1024 * int(stated.split()[1])
             threads += len(list((folder / "task").iterdir()))
             descriptors += len(list((folder / "fd").iterdir()))
-    return Sample(pss / MB, threads, descriptors)
+    return Sample(own / MB, threads, descriptors)
 
 
 def watch(pids: Callable[[], Sequence[int]], samples: Samples, until: Callable[[], bool]) -> None:
