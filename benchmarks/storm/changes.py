@@ -38,7 +38,7 @@ class Changes:
             ledger.offer(task, "v1")
 
     def go_on(self, until: Callable[[], bool]) -> None:
-        """Change one thing after another until the time has come."""
+        """Each change once, and then any of them, until the time has come."""
         deeds: list[Callable[[str], None]] = [
             *(self.renew,) * 4,
             *(self.roll_back,) * 3,
@@ -47,8 +47,9 @@ class Changes:
         ]
         if self._server.watches:
             deeds += [*(self.renew_unasked,) * 2, self.roll_back_in_the_store, self.fill_the_disk]
+        once = list(dict.fromkeys(deeds))
         while not until():
-            deed = self._rng.choice(deeds)
+            deed = once.pop() if once else self._rng.choice(deeds)
             deed(self._rng.choice(self._tasks.names))
             self._ledger.count(f"changes: {deed.__name__}")
             time.sleep(PAUSE_S)

@@ -23,11 +23,12 @@ MODEL = b"/v2/models/t0"
 
 
 def misbehave(server: Server, ledger: Ledger, seed: int, until: Callable[[], bool]) -> None:
-    """One misdeed after another until the time has come."""
+    """Each misdeed once, and then any of them, until the time has come."""
     rng = random.Random(seed)
     deeds = (vanish, dawdle_reading, dawdle_sending, send_nonsense, cancel, send_noise_to_grpc)
+    once = list(deeds)
     while not until():
-        deed = rng.choice(deeds)
+        deed = once.pop() if once else rng.choice(deeds)
         try:
             deed(server, ledger, rng)
         except (ConnectionError, TimeoutError) as error:
