@@ -40,6 +40,7 @@ def run_server(
     *,
     otlp_endpoint: str | None = None,
     announce: Callable[[str], None] = print,
+    engine_type: Callable[[Path, EngineSettings], TaskEngine] | None = None,
 ) -> None:
     """Serve a store until SIGTERM or Ctrl-C; then answer what has come, and return.
 
@@ -49,6 +50,7 @@ def run_server(
         settings: Of the server.
         otlp_endpoint: Where traces go; nowhere if None.
         announce: Given a few lines once requests are taken; the first says where.
+        engine_type: What makes the engine; ``StoreEngine`` if None.
 
     Raises:
         StoreError: If there is no store, or nothing in it can be served.
@@ -78,7 +80,7 @@ def run_server(
                 with _named(settings.host, port, option):
                     bind(settings.host, port).close()
         tracing = Tracing.to_endpoint(otlp_endpoint) if otlp_endpoint else None
-        engine = _open_engine(store, engine_settings)
+        engine = _open_engine(store, engine_settings, engine_type)
         stack.callback(engine.close, settings.drain_s)
         metrics = Metrics(
             engine,
@@ -117,10 +119,14 @@ async def _serve(
         await grpc.end()
 
 
-def _open_engine(store: Path, settings: EngineSettings) -> TaskEngine:
+def _open_engine(
+    store: Path,
+    settings: EngineSettings,
+    engine_type: Callable[[Path, EngineSettings], TaskEngine] | None,
+) -> TaskEngine:
     from .tasks.engine import StoreEngine
 
-    engine = StoreEngine(store, settings)
+    engine = (engine_type or StoreEngine)(store, settings)
     try:
         if not engine.tasks():
             raise StoreError(
