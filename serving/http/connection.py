@@ -91,7 +91,8 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """End once what is under way is answered, or nothing comes for a moment."""
-        if self.is_idle:
+        # Not is_idle: of an answer that was taken nobody is told.
+        if self._what_now() in (Wait.HEADERS, Wait.NEXT):
             self.loop.call_later(LINGER_S, self._end)
         else:
             super().shutdown()

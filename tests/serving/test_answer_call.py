@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.client import HTTPConnection
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -93,16 +94,15 @@ def answered(module: Any, client: Any, version: str) -> tuple[str, set[int]]:
 def upload(served: Served, version: str = "") -> tuple[str, set[int]]:
     file = io.BytesIO()
     Image.new("RGB", (40, 40)).save(file, "PNG")
-    response = httpx.post(
-        f"http://{served.http}/v1/tasks/t0/predict",
-        params={"version": version} if version else {},
-        content=file.getvalue(),
-        headers={"content-type": "image/png"},
-        timeout=None,
-    )
-    if response.status_code != 200:
-        raise InferenceServerException(response.text, str(response.status_code))
-    record = response.json()
+    connection = HTTPConnection(served.http)
+    query = f"?version={version}" if version else ""
+    headers = {"content-type": "image/png"}
+    connection.request("POST", f"/v1/tasks/t0/predict{query}", file.getvalue(), headers)
+    response = connection.getresponse()
+    record = json.loads(response.read())
+    connection.close()
+    if response.status != 200:
+        raise InferenceServerException(record["error"], str(response.status))
     return record["version"].removeprefix("v"), {record["predictions"][0]["top"][0]["index"]}
 
 

@@ -118,8 +118,7 @@ def test_a_new_version_answers_under_its_own_digest(
     right = expected(store)
     seen = []
     with triton.InferenceServerClient(address) as client:
-        end = time.monotonic() + 60
-        while time.monotonic() < end and (not seen or seen[-1] == before):
+        while not seen or seen[-1] == before:
             digest, logits = ask(client, "bees")
             np.testing.assert_allclose(logits, right[digest], rtol=1e-4, atol=1e-5)
             seen.append(digest)
@@ -153,8 +152,7 @@ def test_a_replica_killed_under_load_loses_and_mixes_nothing(
     for thread in threads:
         thread.start()
     try:
-        until = time.monotonic() + 60
-        while len(answered) < 40 and time.monotonic() < until:
+        while len(answered) < 40:
             time.sleep(0.01)
         before = engine.replicas_of("ants")
         victim = max(before, key=lambda replica: before[replica])
@@ -163,7 +161,7 @@ def test_a_replica_killed_under_load_loses_and_mixes_nothing(
         time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
         at_kill = answered.count("ants")
-        while answered.count("ants") < at_kill + 40 and time.monotonic() < until:
+        while answered.count("ants") < at_kill + 40 and not lost:
             time.sleep(0.01)
     finally:
         end.set()
