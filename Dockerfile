@@ -46,7 +46,7 @@ CMD ["glora_deploy.export", "--help"]
 FROM base AS server
 # Which packages a server needs stands in pyproject.toml; the installed metadata repeat it.
 RUN python -m pip install --no-deps /wheels/*.whl && rm -r /wheels \
-    && python -m glora_deploy.serving.requirements cpu > /tmp/requirements.txt \
+    && python -m glora_deploy.serving.requirements cpu s3 > /tmp/requirements.txt \
     && python -m pip install -r /tmp/requirements.txt && rm /tmp/requirements.txt
 # Of the merge, which is compiled for the machine that it runs on: the root may be read-only.
 ENV NUMBA_CACHE_DIR=/tmp/numba

@@ -30,7 +30,7 @@ $(STAMP):
 	@$(BIN)/python -c '' 2>/dev/null || rm -rf $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(INSTALLER) -e '.[cpu,demo,dev,docs,ray,report,rtx,serve]'
+	$(INSTALLER) -e '.[cpu,demo,dev,docs,ray,report,rtx,s3,serve]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -13,6 +13,7 @@
     ├── ExportError            a file could not be built
     │   └── NotRunnableError   a TensorRT plan is sound, and this machine is not one it runs on
     ├── HubError               the Hub refused, or could not be reached
+    ├── OriginError            where versions are published refused, or could not be reached
     └── MissingDependencyError an optional package is not installed
 
 A caller's mistake in calling a function stays ``ValueError`` or ``TypeError``. The command lines
@@ -64,6 +65,10 @@ class NotRunnableError(ExportError):
 
 class HubError(GloraDeployError):
     """The Hugging Face Hub refused a request or could not be reached."""
+
+
+class OriginError(GloraDeployError):
+    """The place that versions are published to refused a request or could not be reached."""
 
 
 class MissingDependencyError(GloraDeployError):

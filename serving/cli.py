@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from glora_deploy.console import one_line, one_line_errors, wrong_usage_of
-from glora_deploy.options import StoreOption
+from glora_deploy.origins.address import is_address
 from glora_deploy.precision import Precision
 from glora_deploy.program import app_of, examples
-from glora_deploy.store.default_place import DEFAULT_STORE
+from glora_deploy.store.default_place import DEFAULT_STORE, STORE_VARIABLE
 
 from .protocol.limits import Limits
 from .protocol.tokens import MIN_CHARS, Tokens, is_strong
@@ -25,8 +25,9 @@ from .tasks.settings import Backend, EngineSettings, MixedBatches
 TOKEN, MANAGEMENT_TOKEN = "GLORA_TOKEN", "GLORA_MANAGEMENT_TOKEN"
 """Environment variables that hold the tokens, unless a file does."""
 
-ENGINE, TASKS, LIMITS, ACCESS, TELEMETRY = (
-    "Engine", "Tasks in memory", "Limits", "Who may ask", "What operators see",
+ENGINE, TASKS, ORIGIN, LIMITS, ACCESS, TELEMETRY = (
+    "Engine", "Tasks in memory", "A store at an origin", "Limits", "Who may ask",
+    "What operators see",
 )  # fmt: skip
 
 _OPTIONS = {
@@ -42,11 +43,18 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 @examples(
     "--store artifacts  # every task, for this machine alone",
     "--port 8000 --grpc-port 8001  # as Triton listens",
+    "--store s3://models/prod --cache-budget 20GiB  # what 'glora publish' makes current there",
     "--memory-budget 4GiB --pin pets --prefetch digits",
     "--host 0.0.0.0 --token-file /run/secrets/token",
 )
 def serve(
-    store: StoreOption = DEFAULT_STORE,
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar=STORE_VARIABLE,
+            help="Folder of the artifact store; or an origin to follow, s3://BUCKET/PREFIX.",
+        ),
+    ] = str(DEFAULT_STORE),
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
     ] = LOOPBACK,
@@ -146,6 +154,30 @@ def serve(
             rich_help_panel=TASKS,
         ),
     ] = False,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Where what is fetched is kept, each origin in a folder of its own.",
+            rich_help_panel=ORIGIN,
+            show_default="glora-deploy in the user cache",
+        ),
+    ] = None,
+    cache_budget: Annotated[
+        str,
+        typer.Option(
+            help="For it; beyond, the oldest versions that are not current leave.",
+            rich_help_panel=ORIGIN,
+        ),
+    ] = "10GiB",
+    poll_s: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="How often the origin is asked what is current.",
+            rich_help_panel=ORIGIN,
+        ),
+    ] = 10.0,
     max_queue: Annotated[
         int, typer.Option(min=1, help="Images that may wait.", rich_help_panel=LIMITS)
     ] = 256,
@@ -255,6 +287,8 @@ def serve(
         budget_bytes = to_bytes(memory_budget)
     with wrong_usage_of("--max-body"):
         body_bytes = to_bytes(max_body)
+    with wrong_usage_of("--cache-budget"):
+        cache_bytes = to_bytes(cache_budget)
     with one_line_errors():
         tokens = Tokens(
             inference=read_token(token_file, TOKEN),
@@ -301,9 +335,10 @@ def serve(
         from .telemetry.access_log import configure_logging
 
         configure_logging(log_format, requests=log_requests)
-        run_server(
-            store, engine_settings, settings, otlp_endpoint=otlp_endpoint, announce=_announce
-        )
+        with _local(store, cache_dir, budget_bytes=cache_bytes, poll_s=poll_s) as folder:
+            run_server(
+                folder, engine_settings, settings, otlp_endpoint=otlp_endpoint, announce=_announce
+            )
 
 
 def to_bytes(text: str) -> int:
@@ -342,6 +377,19 @@ def read_token(file: Path | None, variable: str) -> str | None:
             "Make one: openssl rand -hex 16"
         )
     return token
+
+
+def _local(
+    store: str, cache_dir: Path | None, *, budget_bytes: int, poll_s: float
+) -> AbstractContextManager[Path]:
+    """The folder to serve from; that of an origin is kept in step with it during the block."""
+    if not is_address(store):
+        return nullcontext(Path(store))
+    from glora_deploy.origins.cache import default_cache_dir, kept_in_step
+
+    return kept_in_step(
+        store, cache_dir or default_cache_dir(), budget_bytes=budget_bytes, poll_s=poll_s
+    )
 
 
 @contextmanager

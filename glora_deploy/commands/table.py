@@ -101,6 +101,13 @@ COMMANDS = {
         "Bring packed tasks into the store, which is made if it is missing: all of them or none.",
         STORE,
     ),
+    "publish": Entry(
+        f"{_HERE}.publish",
+        "publish",
+        "Publish a version to an origin, where it answers from then on for every server that "
+        "follows.",
+        STORE,
+    ),
     "prune": Entry(
         f"{_HERE}.prune",
         "prune",

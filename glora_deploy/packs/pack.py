@@ -93,7 +93,7 @@ def _contents(
         versions = {}
         for name in names:
             try:
-                data, manifest, beside = _read(store, task, name)
+                data, manifest, beside = read_shared(store, task, name)
             except NotInStoreError:
                 if (task, name) in wanted:
                     raise
@@ -115,7 +115,7 @@ def _contents(
         sources[f"{task}/{CURRENT}"] = f"{current}\n".encode()
     backbones = {}
     for fingerprint, manifest in manifests.items() if with_backbones else ():
-        folder = _backbone(store, manifest)
+        folder = held_backbone(store, manifest)
         backbones[fingerprint] = PackedBackbone(
             config=FileRecord.of_file(folder / BACKBONE_CONFIG),
             weights=FileRecord.of_file(folder / BACKBONE_WEIGHTS),
@@ -157,13 +157,17 @@ def _versions(
     return {task: sorted(names) for task, names in sorted(asked.items())}
 
 
-def _read(
+def read_shared(
     store: ArtifactStore, task: str, version: str
 ) -> tuple[bytes, Manifest, dict[str, bytes]]:
     """A manifest as others may see it, once the delta beside it is what it says.
 
     Returns:
         Its bytes, what they say, and the other files beside the delta.
+
+    Raises:
+        NotInStoreError: If it is not here.
+        GloraDeployError: If a file of it is not what it must be.
     """
     while True:
         store.require_version(task, version)
@@ -210,8 +214,13 @@ def _shared(artifact: Artifact) -> Manifest:
     return artifact.manifest.model_copy(update={"training": training})
 
 
-def _backbone(store: ArtifactStore, manifest: Manifest) -> Path:
-    """The folder of a backbone, held, its tensors checked."""
+def held_backbone(store: ArtifactStore, manifest: Manifest) -> Path:
+    """The folder of a version's backbone, its tensors checked, kept from being pruned.
+
+    Raises:
+        StoreError: If the store does not keep it.
+        ArtifactError: If it is damaged.
+    """
     recorded = manifest.backbone
     if not store.hold_backbone(recorded.fingerprint):
         raise StoreError(

@@ -80,14 +80,15 @@ def unpack(
             (scratch / "store").mkdir()
             prepared = ArtifactStore(scratch / "store")
             extract(file, index, prepared.root, str(path), on_bytes)
-            _require_sound(prepared, index, path)
+            require_sound(prepared, str(path))
+            _require_used(prepared, index, path)
             if as_task is not None:
                 _rename(prepared, as_task)
             if not make_current:
                 for task in prepared.tasks():
                     (prepared.root / task / CURRENT).unlink(missing_ok=True)
             flush_tree(prepared.root)
-            return _take_in(store, prepared, path)
+            return take_in(store, prepared, str(path))
 
 
 @contextmanager
@@ -105,11 +106,22 @@ def _made(store: ArtifactStore) -> Iterator[None]:
         raise
 
 
-def _require_sound(prepared: ArtifactStore, index: PackIndex, path: Path) -> None:
-    """Check what was extracted as ``verify`` checks a store."""
+def require_sound(prepared: ArtifactStore, where: str) -> None:
+    """Check a store that was made of what came from elsewhere, as ``verify`` does.
+
+    Args:
+        prepared: All that came.
+        where: It came from; named in the error.
+
+    Raises:
+        ArtifactError: If anything is wrong; names the first.
+    """
     for finding in prepared.verify():
         problem = finding.problem.replace(f"{prepared.root}/", "")
-        raise ArtifactError(f"{path}: {problem}")
+        raise ArtifactError(f"{where}: {problem}")
+
+
+def _require_used(prepared: ArtifactStore, index: PackIndex, path: Path) -> None:
     used = {
         prepared.get(task, version).manifest.backbone.fingerprint
         for task in prepared.tasks()
@@ -146,9 +158,25 @@ def _rename(prepared: ArtifactStore, new: str) -> None:
     shutil.rmtree(prepared.root / old)
 
 
-def _take_in(store: ArtifactStore, prepared: ArtifactStore, path: Path) -> list[Unpacked]:
+def take_in(store: ArtifactStore, prepared: ArtifactStore, where: str) -> list[Unpacked]:
+    """Move what a sound store holds into another one, all of it or nothing.
+
+    A version that is there already stays, and so does a task's current version.
+
+    Args:
+        store: Gets the versions, and the backbones that it lacks.
+        prepared: In a ``scratch`` folder of ``store``, on the disk; what is moved is gone from it.
+        where: It came from; named in errors.
+
+    Returns:
+        Every version of ``prepared``.
+
+    Raises:
+        StoreError: If another version of the same name is there, or something is in the way.
+        ArtifactError: If a version that is there already is damaged.
+    """
     versions = [(t, v) for t in prepared.tasks() for v in sorted(prepared.version_names(t))]
-    new = {(t, v): _is_new(store, prepared, t, v, path) for t, v in versions}
+    new = {(t, v): _is_new(store, prepared, t, v, where) for t, v in versions}
     for task, version in versions:
         if not new[task, version]:
             _require_intact(store, task, version)
@@ -161,7 +189,7 @@ def _take_in(store: ArtifactStore, prepared: ArtifactStore, path: Path) -> list[
                 added.append(name)
         with store.moving():
             # Another process may have put or removed one since.
-            new = {(t, v): _is_new(store, prepared, t, v, path) for t, v in versions}
+            new = {(t, v): _is_new(store, prepared, t, v, where) for t, v in versions}
             _move(store, prepared, [version for version in versions if new[version]])
     except BaseException:
         with suppress(GloraDeployError):
@@ -171,7 +199,7 @@ def _take_in(store: ArtifactStore, prepared: ArtifactStore, path: Path) -> list[
 
 
 def _is_new(
-    store: ArtifactStore, prepared: ArtifactStore, task: str, version: str, path: Path
+    store: ArtifactStore, prepared: ArtifactStore, task: str, version: str, where: str
 ) -> bool:
     """Whether a version is not in the store yet; one that is must be the same.
 
@@ -183,7 +211,7 @@ def _is_new(
     # It states the digest of the adapter.
     if not _is_same(place / MANIFEST, prepared.root / task / version / MANIFEST, store):
         raise StoreError(
-            f"{place}: is another version than the one of that name in {path}. Give the task "
+            f"{place}: is another version than the one of that name in {where}. Give the task "
             "another name with --as, or remove that version first."
         )
     return False

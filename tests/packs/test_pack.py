@@ -601,7 +601,7 @@ def test_the_same_pack_unpacked_by_another_process_meanwhile_is_no_conflict(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = ArtifactStore(tmp_path / "other")
-    real, happened = unpack_module._take_in, []
+    real, happened = unpack_module.take_in, []
 
     def meanwhile(*args: Any) -> Any:
         if not happened:
@@ -609,7 +609,7 @@ def test_the_same_pack_unpacked_by_another_process_meanwhile_is_no_conflict(
             unpack(ArtifactStore(tmp_path / "other"), packed)
         return real(*args)
 
-    monkeypatch.setattr(unpack_module, "_take_in", meanwhile)
+    monkeypatch.setattr(unpack_module, "take_in", meanwhile)
     assert [each.is_new for each in unpack(other, packed)] == [False] * 3
     assert other.verify() == []
 
