@@ -155,3 +155,38 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     done = run("publish", "--task", "pets", "--store", store.root, "--to", origin.url)
     assert done.exit_code == 1
     assert "needs obstore: pip install 'glora-deploy[s3]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "file", ["manifest.json", "adapter.safetensors", "export.json", "model.onnx"]
+)
+def test_a_server_that_is_killed_in_mid_download_comes_back_with_right_answers(
+    file: str, store: ArtifactStore, origin: Origin, tmp_path: Path
+) -> None:
+    expected = {
+        version: reference_logits(store, store.get("pets", version), IMAGES)
+        for version in ("v1", "v2")
+    }
+    cache = tmp_path / "cache"
+    publish(store, origin.bucket(), "pets", "v1")
+    with serving(origin, cache) as (process, url):
+        assert logits(url, "pets")[0] == "1"
+
+        def kill() -> None:
+            process.kill()
+            process.wait()
+
+        origin.objects.faults.append((f"^GET .*/v2/.*{re.escape(file)}", kill))
+        publish(store, origin.bucket(), "pets", "v2")
+        assert process.wait() == -signal.SIGKILL
+    assert origin.objects.faults == []
+    (root,) = cache.iterdir()
+    assert ArtifactStore.open(root).verify() == []
+    assert ArtifactStore.open(root).current("pets") == "v1"
+    origin.objects.away = True
+    with serving(origin, cache) as (_, url):
+        version, found = logits(url, "pets")
+        assert version == "1"
+        np.testing.assert_allclose(found, expected["v1"], atol=1e-4)
+        origin.objects.away = False
+        np.testing.assert_allclose(await_version(url, "pets", "2"), expected["v2"], atol=1e-4)
