@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from glora_deploy.console import one_line, one_line_errors, wrong_usage_of
-from glora_deploy.origins.address import is_address
+from glora_deploy.origins.address import is_address, require_address
 from glora_deploy.precision import Precision
 from glora_deploy.program import app_of, examples
 from glora_deploy.store.default_place import DEFAULT_STORE, STORE_VARIABLE
@@ -289,6 +289,9 @@ def serve(
         body_bytes = to_bytes(max_body)
     with wrong_usage_of("--cache-budget"):
         cache_bytes = to_bytes(cache_budget)
+    with wrong_usage_of("--store"):
+        if is_address(store):
+            require_address(store)
     with one_line_errors():
         tokens = Tokens(
             inference=read_token(token_file, TOKEN),

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..console import one_line_errors, stdout
+from ..console import one_line_errors, stdout, wrong_usage_of
 from ..options import QuietOption, StoreOption, complete_task, complete_version, named
+from ..origins.address import require_address
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .sizes import mb
@@ -15,7 +16,7 @@ from .sizes import mb
 
 @examples(
     "--task digits --to s3://models/prod  # the current version",
-    "--task digits --version v1 --to s3://models/prod  # back to an older one",
+    "--task digits --version v1 --to s3://models/prod  # roll back",
 )
 def publish(
     task: Annotated[
@@ -46,6 +47,8 @@ def publish(
     credentials are those of AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and
     AWS_SECRET_ACCESS_KEY.
     """
+    with wrong_usage_of("--to"):
+        require_address(to)
     from ..origins.bucket import Bucket
     from ..origins.publish import publish as send
     from ..store.store import ArtifactStore

@@ -77,7 +77,8 @@ class Fetcher:
                 self._follow(self._index)
         except OriginError as error:
             if self._away == 0 and not self._leaving.is_set():
-                log.warning("%s What is in %s serves on.", _sentence(error), self.store.root)
+                kept = f" What is in {self.store.root} serves on." if self.store.tasks() else ""
+                log.warning("%s%s", _sentence(error), kept)
             self._away += 1
             self.reason = str(error)
             return False
