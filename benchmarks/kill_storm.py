@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 import tritonclient.http as triton_http
-from storm.clients import ask_for_ever
+from storm.clients import ask_for_ever, to_answered
 from storm.ledger import Answered, Ledger
 from storm.ours import Ours, our_server
 from storm.tasks import Tasks
@@ -204,23 +204,13 @@ def require_current(server: Ours, tasks: Tasks, ledger: KillLedger) -> None:
             tensor = triton_http.InferInput("image", [*tasks.images.shape], "FP32")
             tensor.set_data_from_numpy(tasks.images)
             sent = time.monotonic()
-            answer = client.infer(task, [tensor])
-            response = answer.get_response()
-            parameters: dict[str, Any] = response["parameters"]
-            if parameters["version"] != tasks.store.current(task):
-                ledger.problem("a server that came back with another version", task)
-            ledger.answered(
-                Answered(
-                    task=task,
-                    asked=None,
-                    rows=tuple(range(len(tasks.images))),
-                    sent=sent,
-                    received=time.monotonic(),
-                    version=parameters["version"],
-                    digest=parameters["delta_sha256"],
-                    logits=answer.as_numpy("logits"),
-                )
+            rows = tuple(range(len(tasks.images)))
+            answer = to_answered(
+                server, client.infer(task, [tensor]), task=task, asked=None, rows=rows, sent=sent
             )
+            if answer.version != tasks.store.current(task):
+                ledger.problem("a server that came back with another version", task)
+            ledger.answered(answer)
 
 
 def shown(found: dict[str, Any]) -> str:

@@ -81,19 +81,33 @@ async def _ask_once(
     except (aiohttp.ClientError, OSError) as error:
         ledger.lost(task, sent, repr(error))
     else:
-        response = result.get_response()
-        ledger.answered(
-            Answered(
-                task=task,
-                asked=asked,
-                rows=rows,
-                sent=sent,
-                received=time.monotonic(),
-                version=server.version_of(task, _field(response, "model_version")),
-                digest=_parameter(response, "delta_sha256"),
-                logits=result.as_numpy("logits"),
-            )
-        )
+        ledger.answered(to_answered(server, result, task=task, asked=asked, rows=rows, sent=sent))
+
+
+def to_answered(
+    server: Server, result: Any, *, task: str, asked: str | None, rows: tuple[int, ...], sent: float
+) -> Answered:
+    """What a client's result says, received now.
+
+    Args:
+        server: That answered.
+        result: Of either client.
+        task: That was asked.
+        asked: The version that was asked for, None if the current one.
+        rows: Which images were sent.
+        sent: When, by ``time.monotonic()``.
+    """
+    response = result.get_response()
+    return Answered(
+        task=task,
+        asked=asked,
+        rows=rows,
+        sent=sent,
+        received=time.monotonic(),
+        version=server.version_of(task, _field(response, "model_version")),
+        digest=_parameter(response, "delta_sha256"),
+        logits=result.as_numpy("logits"),
+    )
 
 
 def _field(response: Any, name: str) -> str:

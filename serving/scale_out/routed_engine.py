@@ -17,7 +17,6 @@ from ray.serve.exceptions import BackPressureError
 from ..errors import DeadlineError, OverloadedError, UnavailableError
 from ..tasks.contract import Answer, InferRequest
 from ..tasks.engine import StoreEngine
-from ..tasks.run_batch import require_images
 from ..tasks.settings import EngineSettings
 from ..tasks.versions import LiveVersion
 from .replica import Reply
@@ -52,23 +51,6 @@ class RoutedEngine(StoreEngine):
         self._asking.start()
         super().__init__(store_path, replace(settings, prefetch=(), pins=()))
 
-    def submit(self, request: InferRequest) -> Future[Answer]:
-        """As ``TaskEngine.submit``."""
-        with self._state:
-            if not self._open:
-                raise UnavailableError("the server takes no requests now. Come back later.")
-            version = self._live.admit(request.task, request.version)
-            self._in_flight += 1
-        started_ns = time.monotonic_ns()
-        try:
-            require_images(request.images, version.about.input_shape, self.max_batch)
-        except BaseException as error:
-            self._ended(version, error, started_ns)
-            raise
-        future = asyncio.run_coroutine_threadsafe(self._ask(version, request), self._loop)
-        future.add_done_callback(lambda done: self._finished(version, done, started_ns))
-        return future
-
     def unload(self, task: str, version: str | None = None) -> None:
         """Refused: a replica that starts later would serve it again."""
         raise UnavailableError(f"{task}: cannot be unloaded from several replicas. {_ONE_STORE}")
@@ -90,8 +72,11 @@ class RoutedEngine(StoreEngine):
         self._asking.join()
         self._loop.close()
 
+    def _send(self, version: LiveVersion, request: InferRequest) -> Future[Answer]:
+        return asyncio.run_coroutine_threadsafe(self._ask(version, request), self._loop)
+
     async def _ask(self, version: LiveVersion, request: InferRequest) -> Answer:
-        about = version.about
+        about, started_ns = version.about, time.monotonic_ns()
         handle = self._handle.options(
             multiplexed_model_id=f"{about.task}@{about.version}@{about.delta_sha256[:12]}"
         )
@@ -123,14 +108,8 @@ class RoutedEngine(StoreEngine):
             if reply.outcome.delta_sha256 != about.delta_sha256:
                 raise UnavailableError(f"{version.name}: a replica holds another delta under it")
             self._answered[about.task, reply.replica] += 1
+            version.counts.answered(time.monotonic_ns() - started_ns, reply.outcome.queue_ns)
             return reply.outcome
         if request.deadline_s is not None and time.monotonic() >= until:
             raise DeadlineError(f"{version.name} was not answered before the deadline")
         raise UnavailableError(f"no replica answers for {version.name} now. Come back later")
-
-    def _finished(self, version: LiveVersion, done: Future[Answer], started_ns: int) -> None:
-        failed = done.cancelled() or done.exception() is not None
-        if not failed:
-            version.counts.answered(time.monotonic_ns() - started_ns, done.result().queue_ns)
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        self._ended(version, error, started_ns)

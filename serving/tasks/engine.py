@@ -132,10 +132,9 @@ class StoreEngine:
             version = self._live.admit(request.task, request.version)
             self._in_flight += 1
         started_ns = time.monotonic_ns()
-        future: Future[Answer] = Future()
         try:
             require_images(request.images, version.about.input_shape, self.max_batch)
-            self._scheduler.admit(version, request, future)
+            future = self._send(version, request)
         except GloraDeployError as error:
             self._ended(version, error, started_ns)
             raise
@@ -226,6 +225,12 @@ class StoreEngine:
             mixed=version.pool is not None,
             exported=version.exported,
         )
+
+    def _send(self, version: LiveVersion, request: InferRequest) -> Future[Answer]:
+        """Have a request that was admitted answered by exactly this version."""
+        future: Future[Answer] = Future()
+        self._scheduler.admit(version, request, future)
+        return future
 
     def _check(self, version: LiveVersion) -> None:
         """Refuse a version whose proof, backbone or graph speaks against it."""

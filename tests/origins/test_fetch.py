@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -237,17 +238,27 @@ def test_a_restart_fetches_nothing_that_is_there(
     assert origin.objects.requests == [f"GET /models/{origin.prefix}/index.json 200"]
 
 
-def test_a_damaged_version_in_the_cache_is_fetched_again_at_the_start(
-    store: ArtifactStore, origin: Origin, tmp_path: Path
+def damage_a_version(store: ArtifactStore) -> None:
+    path = store.get("pets").path / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def lose_the_backbone(store: ArtifactStore) -> None:
+    shutil.rmtree(store.backbones)
+
+
+@pytest.mark.parametrize("harm", [damage_a_version, lose_the_backbone])
+def test_what_is_damaged_or_gone_in_the_cache_is_fetched_again_at_the_start(
+    harm: Callable[[ArtifactStore], None], store: ArtifactStore, origin: Origin, tmp_path: Path
 ) -> None:
     publish(store, origin.bucket(), "pets")
     fetcher = origin.fetcher(tmp_path / "cache")
     fetcher.look()
-    path = fetcher.store.get("pets").path / "adapter.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    harm(fetcher.store)
     again = origin.fetcher(tmp_path / "cache")
     assert again.look()
     assert there(again) == {"pets": ("v1", ["v1"])}
+    assert again.store.backbone_names() == store.backbone_names()
 
 
 def test_the_oldest_versions_that_are_not_current_leave_a_cache_beyond_its_budget(
@@ -292,19 +303,6 @@ def test_an_index_of_a_later_release_is_refused_and_the_old_one_followed(
         assert fetcher.look()
         assert said in fetcher.problems[""]
     assert there(fetcher) == {"pets": ("v1", ["v1"])}
-
-
-def test_a_backbone_that_is_gone_from_the_cache_is_fetched_again_at_the_start(
-    store: ArtifactStore, origin: Origin, tmp_path: Path
-) -> None:
-    publish(store, origin.bucket(), "pets")
-    fetcher = origin.fetcher(tmp_path / "cache")
-    fetcher.look()
-    shutil.rmtree(fetcher.store.backbones)
-    again = origin.fetcher(tmp_path / "cache")
-    assert again.look()
-    assert there(again) == {"pets": ("v1", ["v1"])}
-    assert again.store.backbone_names() == store.backbone_names()
 
 
 def test_what_another_process_makes_current_in_the_cache_is_put_right(

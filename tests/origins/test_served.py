@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -25,41 +24,15 @@ from glora_deploy.origins.publish import publish
 from glora_deploy.store.store import ArtifactStore
 from marked_tasks import reference_logits
 from object_server import Origin
-
-WITHOUT_TORCH = [
-    sys.executable,
-    "-c",
-    "import sys; sys.modules['torch'] = None; sys.modules['timm'] = None\n"
-    "from glora_deploy.serving.cli import main\n"
-    "main()",
-]
+from server_program import running
 
 
 @contextmanager
 def serving(origin: Origin, cache: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The program that follows an origin, and its address."""
-    process = subprocess.Popen(
-        [
-            *WITHOUT_TORCH, "--port", "0", "--threads", "1", "--no-log-requests",
-            "--store", origin.url, "--cache-dir", str(cache), "--poll-s", "0.05",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        first = process.stdout.readline()
-        if not first:
-            raise AssertionError(process.stderr.read())
+    arguments = ("--threads", "1", "--no-log-requests", "--store", origin.url)
+    with running(*arguments, "--cache-dir", str(cache), "--poll-s", "0.05") as (process, first):
         yield process, first.split()[0]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
 
 
 def logits(url: str, task: str) -> tuple[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -11,8 +10,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +24,10 @@ from glora_deploy.serving.cli import app, read_token, to_bytes
 from glora_deploy.serving.predictor import Predictor
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.store import ArtifactStore
+from server_program import running
 from stored_tasks import make_stored_task
 
 PROGRAM = [sys.executable, "-m", "glora_deploy.serving"]
-WITHOUT_TORCH = [
-    sys.executable,
-    "-c",
-    "import sys; sys.modules['torch'] = None; sys.modules['timm'] = None\n"
-    "from glora_deploy.serving.cli import main\n"
-    "main()",
-]
-
-
-@contextmanager
-def running(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Any]:
-    """The program, once it says that it listens."""
-    process = subprocess.Popen(
-        [*WITHOUT_TORCH, "--port", "0", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | (env or {}),
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    first = process.stdout.readline()
-    if not first:
-        raise AssertionError(process.stderr.read())
-    try:
-        yield process, first
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
 
 
 def get(url: str, token: str = "") -> Any:
