@@ -7,9 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-WITHOUT_TORCH = [
+_WITHOUT_TORCH = [
     sys.executable,
     "-c",
     "import sys; sys.modules['torch'] = None; sys.modules['timm'] = None\n"
@@ -19,10 +18,20 @@ WITHOUT_TORCH = [
 
 
 @contextmanager
-def running(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Any]:
-    """The program, once it says that it listens."""
+def running(
+    *arguments: str, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The program, once it says that it listens, and the line that says so.
+
+    Args:
+        *arguments: Of ``glora serve``, but for the port, which is a free one.
+        env: Variables beside those of this process.
+
+    Raises:
+        AssertionError: If it ends before it listens; has what it said on stderr.
+    """
     process = subprocess.Popen(
-        [*WITHOUT_TORCH, "--port", "0", *arguments],
+        [*_WITHOUT_TORCH, "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -87,15 +87,16 @@ async def _ask_once(
 def to_answered(
     server: Server, result: Any, *, task: str, asked: str | None, rows: tuple[int, ...], sent: float
 ) -> Answered:
-    """What a client's result says, received now.
+    """What a client's result says; it counts as received now.
 
     Args:
         server: That answered.
-        result: Of either client.
+        result: ``InferResult`` of tritonclient's HTTP or gRPC client, with ``logits``
+            ``(len(rows), n_classes)`` in float32.
         task: That was asked.
         asked: The version that was asked for, None if the current one.
-        rows: Which images were sent.
-        sent: When, by ``time.monotonic()``.
+        rows: Which of the storm's images were sent, in this order.
+        sent: When, in seconds of ``time.monotonic()``.
     """
     response = result.get_response()
     return Answered(

@@ -227,7 +227,11 @@ class StoreEngine:
         )
 
     def _send(self, version: LiveVersion, request: InferRequest) -> Future[Answer]:
-        """Have a request that was admitted answered by exactly this version."""
+        """Have an admitted request answered by exactly this version; ``submit`` sees to its end.
+
+        Raises:
+            OverloadedError: If there is no room for it to wait.
+        """
         future: Future[Answer] = Future()
         self._scheduler.admit(version, request, future)
         return future
