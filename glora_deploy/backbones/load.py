@@ -6,8 +6,7 @@ The only module that imports timm.
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib import resources
@@ -20,8 +19,6 @@ from safetensors.torch import load
 from timm.data.config import resolve_data_config, resolve_model_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils.hooks import RemovableHandle
 
 from ..data.preprocess import Preprocessing
 from ..errors import ArtifactError, HubError
@@ -29,6 +26,7 @@ from ..store.fingerprint import fingerprint
 from ..store.manifest_fields import BackboneRecord, PreprocessingRecord
 from .checkpoint_file import CheckpointFile, require_finite, unwrapped
 from .checkpoint_name import require_recordable
+from .empty_network import built_empty
 from .input_size import HeightWidth, require_size
 from .packaged import PACKAGED, packaged_config
 
@@ -359,7 +357,7 @@ def build_empty(name: str, model_args: Mapping[str, Any], n_classes: int) -> nn.
         ValueError: If timm cannot build it.
     """
     arguments = {**model_args, "num_classes": n_classes}
-    return _built_empty(lambda: _create(name, arguments))
+    return built_empty(lambda: _create(name, arguments))
 
 
 class TimmFolder(NamedTuple):
@@ -393,7 +391,7 @@ def load_timm_folder(folder: Path) -> TimmFolder:
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
     try:
-        model = _built_empty(create)
+        model = built_empty(create)
         images = Preprocessing.from_timm(
             resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's own gap
         )
@@ -404,51 +402,6 @@ def load_timm_folder(folder: Path) -> TimmFolder:
         if parameter.is_meta:
             raise ArtifactError(f"{folder}: timm must load {name} from it, it does not")
     return TimmFolder(model, images, labels)
-
-
-def _built_empty(create: Callable[[], nn.Module]) -> nn.Module:
-    """A network as a constructor makes it, in eval mode, its parameters on the meta device.
-
-    If the constructor also loads weights, what it loads become the parameters, not copied.
-
-    Args:
-        create: Calls timm; twice, if the network computes with its parameters while it is built.
-    """
-    here = threading.get_ident()
-    hooks: dict[nn.Module, RemovableHandle] = {}
-    loading = False
-
-    def without_numbers(module: nn.Module, _: str, parameter: nn.Parameter | None) -> Any:
-        # The hook is every thread's, and is called again for what is loaded.
-        if parameter is None or loading or threading.get_ident() != here:
-            return None
-        if module not in hooks:
-            hooks[module] = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-                assign
-            )
-        return nn.Parameter(parameter.detach().to("meta"))
-
-    def assign(*given: Any) -> None:
-        """What ``load_state_dict(assign=True)`` does, which timm does not ask for."""
-        nonlocal loading
-        loading = True
-        _, _, _, metadata, *_ = given
-        metadata["assign_to_params_buffers"] = True
-
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.device("meta") as context: that would empty the buffers no state dict holds too.
-        hook = register_module_parameter_registration_hook(without_numbers)
-        try:
-            model = create()
-        except RuntimeError:  # computed with: "no data", or "not on the expected device"
-            model = None
-        finally:
-            hook.remove()
-            for each in hooks.values():
-                each.remove()
-        if model is None or any(buffer.is_meta for buffer in model.buffers()):
-            model = create()
-    return model.eval()
 
 
 def _load_backbone_state(
