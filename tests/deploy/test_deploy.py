@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import typer
@@ -18,6 +20,9 @@ from pydantic import ValidationError
 from glora_deploy.serving.cli import app, to_bytes
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+KSERVE_CRD = "GLORA_KSERVE_CRD"
+"""Variable that names serving.kserve.io_inferenceservices.yaml of a KServe release: 2 MB, so it is
+not kept here."""
 KUBERNETES = "1.37"
 OF_KSERVE = {"minReplicas", "maxReplicas", "timeout"}
 """Fields of a predictor that are KServe's; all others are a pod's."""
@@ -93,6 +98,41 @@ def test_kubernetes_takes_every_document() -> None:
 def test_the_predictor_of_kserve_is_a_pod() -> None:
     assert set(predictor()) >= OF_KSERVE
     validate(pod_of(pods()["kserve"]))
+
+
+def refuse_unknown_fields(schema: Any) -> None:
+    """Turn Kubernetes' dialect of JSON schema into one that names every field it does not know."""
+    if isinstance(schema, list):
+        for each in schema:
+            refuse_unknown_fields(each)
+    if not isinstance(schema, dict):
+        return
+    open_ended = ("additionalProperties", "x-kubernetes-preserve-unknown-fields")
+    if "properties" in schema and not any(schema.get(name) for name in open_ended):
+        schema["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string"):
+        schema.pop("anyOf", None)
+        schema["type"] = ["integer", "string"]
+    for each in schema.values():
+        refuse_unknown_fields(each)
+
+
+def problems_for_kserve(document: dict[str, Any], crd: dict[str, Any]) -> list[str]:
+    (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1beta1"]
+    schema = copy.deepcopy(version["schema"]["openAPIV3Schema"])
+    refuse_unknown_fields(schema)
+    schema["properties"]["metadata"] = {}  # Kubernetes' own
+    return [each.message for each in jsonschema.Draft202012Validator(schema).iter_errors(document)]
+
+
+@pytest.mark.skipif(KSERVE_CRD not in os.environ, reason=f"{KSERVE_CRD} names no CRD of KServe")
+def test_kserve_takes_its_file() -> None:
+    crd = yaml.safe_load(Path(os.environ[KSERVE_CRD]).read_text("utf-8"))
+    (document,) = documents("kserve.yaml")
+    assert problems_for_kserve(document, crd) == []
+    document["spec"]["predictor"]["minReplica"] = 1
+    (problem,) = problems_for_kserve(document, crd)
+    assert "minReplica" in problem
 
 
 def test_compose_takes_its_file() -> None:
