@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glora_deploy.backbones.load import Backbone, Outline
 from glora_deploy.glora.forms import LayerShape, Subnet
+from glora_deploy.store.manifest import SharedRecord
 
 from .chosen_layers import choose_layers
 from .config import TrainConfig
@@ -56,6 +57,15 @@ class Adapted(ABC):
     @abstractmethod
     def supports(self, subnet: Subnet) -> dict[str, Tensor]:
         """The tensors of one subnet, ``layer.A_d``-style names, as a delta stores them."""
+
+    def stored(self, subnet: Subnet) -> dict[str, Tensor]:
+        """What a delta stores of one subnet: its supports, or what layers share in their place."""
+        return self.supports(subnet)
+
+    @property
+    def shared(self) -> SharedRecord | None:
+        """How layers share what is stored; None where each stores its supports."""
+        return None
 
     @abstractmethod
     def frozen(self) -> dict[str, Tensor]:

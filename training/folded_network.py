@@ -12,6 +12,7 @@ from torch.func import functional_call
 from glora_deploy.backbones.load import Backbone
 from glora_deploy.glora.forms import LayerShape, Subnet
 from glora_deploy.glora.support_value import value_of
+from glora_deploy.store.manifest import SharedRecord
 
 from .adapted import Adapted, build_to_adapt, generator_of
 from .config import TrainConfig
@@ -131,6 +132,23 @@ class FoldedNetwork(Adapted):
             for name, layer in self._layers.items()
             for key, tensor in self._folder_of(layer)().items()
         }
+
+    @torch.no_grad()
+    def stored(self, subnet: Subnet) -> dict[str, Tensor]:
+        """As ``Adapted.stored``."""
+        if self._method.shared is None:
+            return self.supports(subnet)
+        self.take(subnet)
+        found = self._method.stored(self._parts, self._config)
+        return {name: tensor.detach() for name, tensor in found.items()}
+
+    @property
+    def shared(self) -> SharedRecord | None:
+        """As ``Adapted.shared``."""
+        if self._method.shared is None:
+            return None
+        (rank,) = self._config.ranks
+        return SharedRecord(kind=self._method.shared, rank=rank)
 
     def frozen(self) -> dict[str, Tensor]:
         """As ``Adapted.frozen``."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from glora_deploy.glora.forms import LayerKind, LayerShape, Subnet
+from glora_deploy.glora.shared_factors import SharedKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +105,9 @@ class FoldedMethod(Method):
             SettingError: If it cannot adapt these layers as it was asked to.
         """
 
+    shared: ClassVar[SharedKind | None] = None
+    """How layers share what is stored; None where each stores its supports."""
+
     @abstractmethod
     def forms(self, layers: Mapping[str, LayerShape], config: TrainConfig) -> Subnet:
         """The form of each support that ``fold`` gives."""
@@ -113,6 +117,10 @@ class FoldedMethod(Method):
         self, layer: FrozenLayer, parts: Mapping[str, Tensor], config: TrainConfig
     ) -> dict[str, Tensor]:
         """The supports of one layer, named and shaped as ``forms`` says, differentiable."""
+
+    def stored(self, parts: Mapping[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
+        """What stands for the supports of all layers, where they are ``shared``."""
+        raise NotImplementedError(f"method {self.name} stores the supports of each layer")
 
     def n_trained(self, layers: Mapping[str, LayerShape], config: TrainConfig) -> int:
         """Numbers that are trained, the classifier not counted."""

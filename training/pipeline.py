@@ -179,15 +179,11 @@ def _train(job: Job) -> list[Trained]:
 
 def _nothing_adapted(job: Job, trained: Trained) -> str:
     """A word on a subnet without any support; nothing if there is one."""
-    if _n_parameters(trained):
+    if not trained.method.searches or trained.subnet.n_parameters(trained.adapted.shapes):
         return ""
     limit = job.search.max_parameters if job.config.search else None
     asked = "" if limit is None else f" with at most {limit:,} parameters"
     return f"the best subnet{asked} adapts no layer: only the classifier is trained"
-
-
-def _n_parameters(trained: Trained) -> int:
-    return trained.subnet.n_parameters(trained.adapted.shapes)
 
 
 def _test(job: Job, trained: list[Trained]) -> list[float]:
@@ -360,7 +356,7 @@ def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outc
     return Outcome(
         artifact,
         trained.method.name,
-        _n_parameters(trained),
+        artifact.manifest.n_parameters,
         trained.val_accuracy,
         test_accuracy,
         trained.train_s,

@@ -41,7 +41,7 @@ from .setting_error import SettingError
 def tensors_of(trained: Trained) -> dict[str, NDArray[np.float32]]:
     """The tensors of a delta: those of its subnet, and the classifier."""
     tensors = {
-        **trained.adapted.supports(trained.subnet),
+        **trained.adapted.stored(trained.subnet),
         **trained.adapted.head(),
     }
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -79,6 +79,7 @@ def draft_of(
             layer: LayerRecord.of(shape, trained.subnet[layer])
             for layer, shape in trained.adapted.shapes.items()
         },
+        shared=trained.adapted.shared,
         training=TrainingRecord(
             method=trained.method.name,
             schedule=trained.config.schedule,

@@ -1,7 +1,7 @@
 """Every way to train a task, one file each: what is trained, how it folds, how it is counted.
 
-A module of this package that defines a concrete ``Method`` has added it, to ``--method``, its help
-and ``docs/methods.md``; nothing else names it.
+A module of this package that defines a ``Method``, its name without an underscore, has added it to
+``--method`` and its help; nothing else names it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def _found() -> Iterator[Method]:
     for info in iter_modules(__path__):
         module = import_module(f"{__name__}.{info.name}")
         for _, each in inspect.getmembers(module, inspect.isclass):
-            own = each.__module__ == module.__name__
-            if own and issubclass(each, Method) and not inspect.isabstract(each):
+            own = each.__module__ == module.__name__ and not each.__name__.startswith("_")
+            if own and issubclass(each, Method):
                 yield each()
 
 
