@@ -20,7 +20,7 @@ def row(name: str) -> list[str]:
 
 
 def test_the_table_has_every_method_and_its_numbers() -> None:
-    named = re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE)
+    named = re.findall(r"^\| `([a-z][a-z-]*)` \|", PAGE, re.MULTILINE)
     assert sorted(named) == sorted(METHODS)
     for name, method in METHODS.items():
         *_, trained, stored = row(name)
