@@ -277,7 +277,7 @@ class _Builder:
         dtype = PRECISIONS[self.config.precision]
         manifest = redacted(self.artifact.manifest)  # it is made to be given away
         with np.errstate(over="ignore"):  # the writer refuses what is not finite, by name
-            tensors = {k: v.astype(dtype) for k, v in self.artifact.tensors().items()}
+            tensors = {k: v.astype(dtype) for k, v in self.artifact.stored_tensors().items()}
         write_artifact(
             folder,
             manifest,

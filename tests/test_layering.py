@@ -289,14 +289,18 @@ def test_an_optional_package_is_imported_in_one_module_of_a_wing(
     assert len({home.rpartition("/")[0] for home in homes}) == len(homes)
 
 
-def test_only_tensorrt_and_the_commands_of_a_table_are_loaded_by_name() -> None:
+def test_only_tensorrt_commands_of_a_table_and_methods_are_loaded_by_name() -> None:
     loaders = {
-        path.name
+        f"{path.parent.name}/{path.name}"
         for module, path in files()
         for found in imports_of(module, path)
         if not found.name
     }
-    assert loaders == {"library.py", "program.py"}
+    assert loaders == {
+        "tensorrt_runtime/library.py",
+        "glora_deploy/program.py",
+        "methods/__init__.py",
+    }
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

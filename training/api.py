@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +13,13 @@ from glora_deploy.data.spec import DataSpec, with_splits
 from glora_deploy.errors import DataError
 from glora_deploy.glora.forms import LayerKind
 
-from .config import (
-    DEMO_LR,
-    DeviceName,
-    Method,
-    RunConfig,
-    Schedule,
-    SearchConfig,
-    SettingError,
-    TrainConfig,
-    blamed_on,
-)
+from .config import DEMO_LR, DeviceName, RunConfig, Schedule, SearchConfig, TrainConfig
+from .method import Method
+from .methods import METHODS
+from .setting_error import SettingError, blamed_on
 
 if TYPE_CHECKING:  # they bring torch, which a wrong setting need not wait for
-    from .methods import OnProgress
+    from .job import OnProgress
     from .pipeline import Outcome
 
 
@@ -45,14 +37,15 @@ def train(
     store: Path | str = "artifacts",
     version: str | None = None,
     make_current: bool = True,
-    method: Method = "glora",
+    method: str = "glora",
     schedule: Schedule = "short",
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     drop_path: float | None = None,
     ranks: Sequence[int] | None = None,
-    layers: str | Sequence[LayerKind] = "linear",
+    scale: float | None = None,
+    layers: str | Sequence[LayerKind] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_parameters: int | None = None,
@@ -89,15 +82,17 @@ def train(
         store: Folder of the store; made if missing.
         version: Name of the new version; v1, v2, ... by default.
         make_current: Whether the new version answers from now on.
-        method: ``glora``: supernet and search; ``lora``: one fixed subnet.
+        method: Name of one of ``METHODS``: ``glora``, a supernet and its search, or one that trains
+            what it adapts at once.
         schedule: ``short`` is for minutes on a CPU, ``paper`` the published recipe.
         epochs: The schedule's by default.
         batch_size: Images per step; the schedule's by default.
         lr: Peak learning rate; ``short`` takes 0.01 on demo-vit, else the schedule's.
         drop_path: Of the deepest block; the schedule's by default.
-        ranks: On offer to lora paths; one with method lora.
-        layers: Kinds of layer to adapt: of linear, conv and affine.
-        include: Patterns of layer names to adapt; by default all, or with lora those called qkv.
+        ranks: On offer to lora paths; the one rank, or width, of other methods.
+        scale: Of the change that repadapter and FacT make; 1 by default.
+        layers: Kinds of layer to adapt, of linear, conv and affine; the method's by default.
+        include: Patterns of layer names to adapt; by default the method's choice.
         exclude: Patterns of layers to leave alone.
         max_parameters: Most numbers a subnet may store.
         servable_mixed: Search only subnets that a server can answer in one batch with those of
@@ -125,36 +120,41 @@ def train(
         ValueError: If what would come out cannot be stored.
     """
     _require_data(task, data, backbone)
-    kinds = _kinds(layers)
+    chosen = METHODS.get(method)
+    if chosen is None:
+        raise SettingError(f"method must be one of {', '.join(METHODS)}, got {method!r}", "method")
+    kinds = chosen.kinds if layers is None else _kinds(layers)
     searching = {
         "population": population,
         "generations": generations,
         "max_parameters": max_parameters,
     }
     choosing = {"retrain": retrain or None, "servable_mixed": servable_mixed or None}
-    _require_effect(method, kinds, ranks, searching | choosing)
+    _require_effect(chosen, kinds, {"ranks": ranks, "scale": scale}, searching | choosing)
     changes = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
         "drop_path": drop_path,
         "ranks": None if ranks is None else tuple(ranks),
+        "scale": chosen.scale if scale is None else scale,
         "include": _patterns(include),
         "exclude": _patterns(exclude),
         "servable_mixed": servable_mixed or None,
     }
     if (lr, backbone or "demo-vit", schedule) == (None, "demo-vit", "short"):
         changes["lr"] = DEMO_LR
-    training = TrainConfig.preset(schedule, kinds=kinds, **_given(changes))
-    if method == "lora" and ranks is None:
-        training = replace(training, ranks=(max(training.ranks),))
+    if chosen.rank is not None and ranks is None:
+        changes["ranks"] = (chosen.rank,)
+    published = chosen.paper if schedule == "paper" else {}
+    training = TrainConfig.preset(schedule, kinds=kinds, **{**published, **_given(changes)})
     spec = data or task
     if split is not None:
         try:
             spec = with_splits(spec, split)
         except DataError as error:
             raise SettingError(str(error), "split") from error
-    search = SearchConfig.preset(schedule, **_given(searching)) if method == "glora" else None
+    search = SearchConfig.preset(schedule, **_given(searching)) if chosen.searches else None
     config = RunConfig(
         task=task,
         data=spec,
@@ -223,14 +223,20 @@ def _require_files(spec: str, checkpoint: Path | str | None) -> None:
 def _require_effect(
     method: Method,
     kinds: tuple[LayerKind, ...],
-    ranks: Sequence[int] | None,
+    own: dict[str, Any],
     searching: dict[str, Any],
 ) -> None:
     """Refuse settings that would be ignored."""
-    if method == "lora" and (given := _given(searching)):
+    if not method.searches and (given := _given(searching)):
         names = " and ".join(given)
-        raise SettingError(f"{names}: no effect with method lora, which searches nothing", *given)
-    if ranks is not None and set(kinds) == {"affine"}:
+        raise SettingError(
+            f"{names}: no effect with method {method.name}, which searches nothing", *given
+        )
+    has = {"ranks": method.searches or method.rank is not None, "scale": method.scale is not None}
+    for name in _given(own):
+        if not has[name]:
+            raise SettingError(f"{name}: no effect with method {method.name}, which has none", name)
+    if own["ranks"] is not None and set(kinds) == {"affine"}:
         raise SettingError("ranks: no effect on affine layers, which have no lora paths", "ranks")
 
 

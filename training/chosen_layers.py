@@ -13,7 +13,9 @@ from torch import nn
 from glora_deploy.glora.forms import LayerKind, LayerShape
 from glora_deploy.glora.supernet_layers import find_layers
 
-from .config import Method, SettingError, TrainConfig
+from .config import TrainConfig
+from .method import Method
+from .setting_error import SettingError
 
 
 def choose_layers(
@@ -21,13 +23,10 @@ def choose_layers(
     config: TrainConfig,
     classifier: Collection[str],
     *,
-    method: Method = "glora",
+    method: Method,
     strict: bool = True,
 ) -> dict[str, LayerShape]:
     """The layers to adapt, by dotted name, in module order.
-
-    Left to itself, LoRA adapts the linear layers called qkv, or all where there are none; it
-    adapts what ``include`` matches or the other kinds that are asked for.
 
     Args:
         model: Vanilla network.
@@ -41,9 +40,13 @@ def choose_layers(
         SettingError: If a kind or pattern chooses nothing, or no layer is left.
     """
     every = find_layers(model, kinds=get_args(LayerKind), exclude=tuple(classifier))
-    layers = {name: shape for name, shape in every.items() if shape.kind in config.kinds}
-    if method == "lora" and config.include is None and config.kinds == ("linear",):
-        layers = {n: s for n, s in layers.items() if n.endswith("qkv")} or layers
+    layers = {
+        name: shape
+        for name, shape in every.items()
+        if shape.kind in config.kinds and method.can_adapt(shape)
+    }
+    if config.include is None:
+        layers = dict(method.choose(layers, config))
     include = ("*",) if config.include is None else config.include
     included = {n: s for n, s in layers.items() if any(fnmatchcase(n, p) for p in include)}
     chosen = {n: s for n, s in included.items() if not any(_covers(p, n) for p in config.exclude)}
@@ -51,11 +54,11 @@ def choose_layers(
         _require_matches(config, every, layers, included, chosen, classifier)
     if not chosen:
         raise SettingError(
-            f"no {_text(config.kinds)} layer is left for {method} to adapt outside the classifier "
-            f"{_listed(classifier)} and exclude {_listed(config.exclude)}",
+            f"no {_text(config.kinds)} layer is left for {method.name} to adapt outside the "
+            f"classifier {_listed(classifier)} and exclude {_listed(config.exclude)}",
             *(("exclude",) if config.exclude else ("kinds",)),
         )
-    if strict:
+    if strict and config.kinds != method.kinds:  # those that somebody named
         _require_kinds(config.kinds, chosen)
     return chosen
 

@@ -22,8 +22,9 @@ from glora_deploy.plain_progress import Progress
 from glora_deploy.program import app_of, examples
 from glora_deploy.store.default_place import DEFAULT_STORE
 
-from .config import DeviceName, Method, Schedule
+from .config import DeviceName, Schedule
 from .config_file import take_config
+from .methods import METHODS
 from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
 
 if TYPE_CHECKING:  # it brings torch, which --help and wrong usage do without
@@ -128,10 +129,11 @@ def train(
         ),
     ] = None,
     method: Annotated[
-        Method,
+        str,
         choice(
-            Method,
-            help="glora: supernet and search. lora: one fixed subnet.",
+            tuple(METHODS),
+            metavar="NAME",
+            help="; ".join(f"{name}: {each.summary}" for name, each in METHODS.items()) + ".",
             rich_help_panel=METHOD,
         ),
     ] = "glora",
@@ -164,22 +166,31 @@ def train(
     ranks: Annotated[
         str | None,
         typer.Option(
-            help="Ranks on offer to low-rank forms, such as 8,4; one with --method lora.",
+            help="Ranks on offer to low-rank forms, such as 8,4; the one rank, or width, "
+            "of a method without a search.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Factor on the change that repadapter, fact-tt or fact-tk makes; 1 by default.",
             rich_help_panel=METHOD,
         ),
     ] = None,
     layers: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Kinds of layer to adapt, of linear, conv and affine; a comma between two.",
+            help="Kinds of layer to adapt, of linear, conv and affine; a comma between two. By "
+            "default the method's.",
             rich_help_panel=METHOD,
         ),
-    ] = "linear",
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pattern of layer names to adapt; may be repeated. By default all, or with "
-            "--method lora those called qkv.",
+            help="Pattern of layer names to adapt; may be repeated. By default the "
+            "method's choice.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -300,6 +311,7 @@ def train(
             lr=lr,
             drop_path=drop_path,
             ranks=parsed("--ranks", parse_numbers, ranks),
+            scale=scale,
             layers=layers,
             include=include,
             exclude=exclude,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,9 +13,11 @@ from glora_deploy.data.spec import Kind
 from glora_deploy.glora.forms import LayerKind
 from glora_deploy.store.manifest_fields import slug_problem
 
+from .methods import METHODS
+from .setting_error import SettingError
+
 Schedule = Literal["short", "paper"]
 DeviceName = Literal["auto", "cpu", "cuda"]
-Method = Literal["glora", "lora"]
 
 DEMO_LR = 1e-2
 """``short`` on demo-vit. GLoRA and LoRA both did best at it on the validation splits, of 5e-3, 1e-2
@@ -25,34 +26,6 @@ and 2e-2; a wide backbone with real pretraining takes a tenth."""
 
 MAX_RANK = 99_999
 """The largest that a manifest can state."""
-
-
-class SettingError(ValueError):
-    """A setting that cannot be meant, or that would do nothing.
-
-    Args:
-        message: What is wrong, whole.
-        settings: Fields of the configuration that are to blame.
-    """
-
-    def __init__(self, message: str, *settings: str) -> None:
-        super().__init__(message)
-        self.settings = settings
-
-
-@contextmanager
-def blamed_on(*settings: str) -> Iterator[None]:
-    """Turn a ``ValueError`` of the library into one that names the settings to blame.
-
-    Raises:
-        SettingError: For a ValueError.
-    """
-    try:
-        yield
-    except SettingError:
-        raise
-    except ValueError as error:
-        raise SettingError(str(error), *settings) from error
 
 
 def _require(field: str, rule: str, value: object, *, holds: bool) -> None:
@@ -105,7 +78,9 @@ class TrainConfig:
     drop_path: float
     """Probability of skipping the deepest residual branch; shallower ones scale linearly."""
     ranks: tuple[int, ...]
-    """Ranks on offer to lora paths."""
+    """Ranks on offer to lora paths; the one rank, or width, of a method without a search."""
+    scale: float | None = None
+    """What multiplies the change that a method makes; None for one that has no such factor."""
     kinds: tuple[LayerKind, ...] = ("linear",)
     """Kinds of layer to adapt."""
     include: tuple[str, ...] | None = None
@@ -166,6 +141,12 @@ class TrainConfig:
             "adapt linear layers alone",
             self.kinds,
             holds=not self.servable_mixed or set(self.kinds) == {"linear"},
+        )
+        _require(
+            "scale",
+            "be finite and not 0",
+            self.scale,
+            holds=self.scale is None or (math.isfinite(self.scale) and self.scale != 0),
         )
         _require(
             "checkpoint_every",
@@ -323,8 +304,8 @@ class RunConfig:
     """Local weights file or ``random:SEED``; None for the backbone's own."""
     input_size: HeightWidth | None = None
     """Height and width of the input in pixels; None for the backbone's own."""
-    method: Method = "glora"
-    """``glora`` searches a supernet, ``lora`` trains one fixed subnet."""
+    method: str = "glora"
+    """Name of one of ``METHODS``."""
     train: TrainConfig
     search: SearchConfig | None
     """How the subnet is searched; None for lora, which searches nothing."""
@@ -361,9 +342,9 @@ class RunConfig:
             raise SettingError(f"version {problem}", "version")
         _require(
             "method",
-            f"be one of {_listed(get_args(Method))}",
+            f"be one of {_listed(METHODS)}",
             repr(self.method),
-            holds=self.method in get_args(Method),
+            holds=self.method in METHODS,
         )
         kind, colon, _ = self.data.partition(":")
         _require(
@@ -380,34 +361,39 @@ class RunConfig:
             holds=_is_utf8(self.data),
         )
         _require("seed", "be in [0, 2**64)", self.seed, holds=0 <= self.seed < 2**64)
-        _require(
-            "compare_lora",
-            "go with --method glora",
-            self.method,
-            holds=not self.compare_lora or self.method == "glora",
-        )
-        _require(
-            "retrain",
-            "go with --method glora",
-            self.method,
-            holds=not self.retrain or self.method == "glora",
-        )
-        if self.method == "lora":
-            ranks = self.train.ranks
-            _require("ranks", "be one for --method lora", ranks, holds=len(ranks) == 1)
-            _require(
-                "kinds",
-                "be linear or conv for --method lora, affine layers have no low rank",
-                self.train.kinds,
-                holds="affine" not in self.train.kinds,
-            )
-        _require(
-            "search",
-            "be given for method glora, and for it alone",
-            self.search,
-            holds=(self.search is not None) == (self.method == "glora"),
-        )
+        self._require_method()
         if self.resume and self.restart:
             raise SettingError(
                 "an unfinished run is either gone on with or discarded", "resume", "restart"
             )
+
+    def _require_method(self) -> None:
+        """Check that the method can do what is asked of it."""
+        method = METHODS[self.method]
+        searching = _listed(name for name, each in METHODS.items() if each.searches)
+        for field in ("compare_lora", "retrain"):
+            asked = getattr(self, field)
+            rule = f"go with --method {searching}"
+            _require(field, rule, self.method, holds=method.searches or not asked)
+        kinds, possible = self.train.kinds, method.possible_kinds
+        _require(
+            "kinds",
+            f"be of {_listed(possible)} for --method {self.method}",
+            kinds,
+            holds=set(kinds) <= set(possible),
+        )
+        if method.rank is not None:
+            ranks = self.train.ranks
+            _require("ranks", f"be one for --method {self.method}", ranks, holds=len(ranks) == 1)
+        _require(
+            "scale",
+            f"be {'given' if method.scale is not None else 'left out'} for --method {self.method}",
+            self.train.scale,
+            holds=(self.train.scale is None) == (method.scale is None),
+        )
+        _require(
+            "search",
+            f"be given for method {searching}, and for it alone",
+            self.search,
+            holds=(self.search is not None) == method.searches,
+        )

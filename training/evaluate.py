@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from glora_deploy.glora.forms import Subnet
-from glora_deploy.glora.supernet_layers import extract_supports, glora_layers
 from glora_deploy.merge.formula import merge_into
 
+from .adapted import Adapted
 from .pixels import Pixels
-from .supernet import Supernet
 
 EVAL_BATCH = 128
 
@@ -41,22 +40,18 @@ def accuracies(
 
 
 class MergedNetwork:
-    """One vanilla network that becomes any subnet of a trained supernet.
+    """One vanilla network that becomes any subnet of a trained network.
 
     Args:
-        supernet: Where the subnets are taken from, as they are at each call.
+        adapted: Where the subnets are taken from, as they are at each call.
         network: Vanilla, of the same architecture and number of classes, in eval mode, on the
-            supernet's device. Its adapted layers and classifier are overwritten.
+            adapted network's device. Its adapted layers and classifier are overwritten.
     """
 
-    def __init__(self, supernet: Supernet, network: nn.Module) -> None:
+    def __init__(self, adapted: Adapted, network: nn.Module) -> None:
         self.network = network
-        self._supernet = supernet
-        self._frozen: dict[str, Tensor] = {
-            f"{name}.{key}": tensor
-            for name, layer in glora_layers(supernet.model).items()
-            for key, tensor in layer.base.state_dict().items()
-        }
+        self._adapted = adapted
+        self._frozen: dict[str, Tensor] = adapted.frozen()
 
     def become(self, subnet: Subnet) -> nn.Module:
         """Merge a subnet into the network, over whatever it was before.
@@ -64,9 +59,9 @@ class MergedNetwork:
         Raises:
             NonFiniteError: If a merged weight is not finite.
         """
-        supports = extract_supports(self._supernet.model, subnet)
-        merge_into(self.network, self._frozen, supports, self._supernet.space.shapes)
-        self.network.load_state_dict(self._supernet.head(), strict=False)
+        supports = self._adapted.supports(subnet)
+        merge_into(self.network, self._frozen, supports, self._adapted.shapes)
+        self.network.load_state_dict(self._adapted.head(), strict=False)
         return self.network
 
     def accuracy(self, subnet: Subnet, images: Pixels) -> float:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from glora_deploy.errors import MissingDependencyError
 from glora_deploy.store.history import EpochRecord
 
-from .config import SettingError
 from .run_folder import RunFolder
 from .search import Scored
+from .setting_error import SettingError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

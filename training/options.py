@@ -11,7 +11,7 @@ import typer
 
 from glora_deploy.console import one_line, wrong_usage_of
 
-from .config import SettingError
+from .setting_error import SettingError
 
 _OPTIONS = {"kinds": "--layers", "weights": "--checkpoint"}
 """Options of settings that are called otherwise."""
@@ -37,16 +37,16 @@ def _option(setting: str) -> str:
     return _OPTIONS.get(setting, f"--{setting.replace('_', '-')}")
 
 
-def choice(choices: Any, help: str, rich_help_panel: str) -> Any:
-    """An option that takes one of the words of a Literal, and refuses others as all options do."""
-    words = get_args(choices)
+def choice(choices: Any, help: str, rich_help_panel: str, metavar: str = "") -> Any:
+    """An option that takes one word of a Literal or tuple, and refuses others as all options do."""
+    words = choices if isinstance(choices, tuple) else get_args(choices)
 
     def parse(text: str) -> str:
         if text not in words:
             raise typer.BadParameter(f"must be one of {', '.join(words)}, got {text!r}")
         return text
 
-    metavar = f"[{'|'.join(words)}]"
+    metavar = metavar or f"[{'|'.join(words)}]"
     return typer.Option(parser=parse, metavar=metavar, help=help, rich_help_panel=rich_help_panel)
 
 

@@ -26,16 +26,20 @@ from glora_deploy.store.manifest import ManifestDraft
 from glora_deploy.store.run_settings import write_settings
 from glora_deploy.store.store import ArtifactStore
 
-from .config import RunConfig, SettingError, TrainConfig, blamed_on
+from .adapted import require_layers
+from .config import RunConfig, TrainConfig
 from .device import choose_device
 from .evaluate import accuracies
 from .event_files import EventFiles, require_event_files
-from .methods import Job, OnProgress, Trained, train_glora, train_lora, untrained
+from .job import Job, OnProgress, Trained
+from .method import FoldedMethod
+from .methods import METHODS
 from .pixels import Pixels
 from .record import draft_of, history_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable, require_writable
 from .run_settings import settings_of
-from .supernet import require_layers
+from .setting_error import SettingError, blamed_on
+from .trainings import COMPARED, train_all, untrained
 
 COSTLY_RATIO = 4
 """An input with this many times the pixels of the backbone's own is worth a word."""
@@ -163,31 +167,23 @@ def _check(
 
 
 def _train(job: Job) -> list[Trained]:
-    config = job.config
     try:
-        trained = [train_glora(job) if config.method == "glora" else train_lora(job)]
-        if config.compare_lora:
-            trained.append(train_lora(job, trained[0].train_s + trained[0].search_s))
+        return train_all(job)
     except NonFiniteError as error:
         # What a run has kept would lead it to the same end.
         restart = ", and add --restart" if job.folder.keeps_epochs else ""
         raise NonFiniteError(
             f"{one_line(error).rstrip('.')}. The training has diverged: lower --lr{restart}."
         ) from error
-    return trained
 
 
 def _nothing_adapted(job: Job, trained: Trained) -> str:
     """A word on a subnet without any support; nothing if there is one."""
-    if _n_parameters(trained):
+    if not trained.method.searches or trained.subnet.n_parameters(trained.adapted.shapes):
         return ""
     limit = job.search.max_parameters if job.config.search else None
     asked = "" if limit is None else f" with at most {limit:,} parameters"
     return f"the best subnet{asked} adapts no layer: only the classifier is trained"
-
-
-def _n_parameters(trained: Trained) -> int:
-    return trained.subnet.n_parameters(trained.supernet.space.shapes)
 
 
 def _test(job: Job, trained: list[Trained]) -> list[float]:
@@ -247,9 +243,12 @@ def _require_backbone(config: RunConfig) -> list[str]:
     if config.weights is not None:
         with blamed_on("weights"):
             require_recordable(config.weights)
-    require_layers(sized, config.train, method=config.method)
+    method = METHODS[config.method]
+    layers = require_layers(sized, config.train, method)
+    if isinstance(method, FoldedMethod):
+        method.parts(layers, config.train)
     if config.compare_lora:
-        require_layers(sized, config.train.for_lora(), method="lora", strict=False)
+        require_layers(sized, config.train.for_lora(), METHODS[COMPARED], strict=False)
     return list(_notes(config, own.preprocessing.size, sized.preprocessing.size))
 
 
@@ -311,7 +310,7 @@ def _store(
                 skipped=skipped,
             )
             artifact = _put(job, store, each, draft, _companions(job, each, tell), first=i == 0)
-            folder.write("stored", {**_stored(folder), each.method: artifact.version})
+            folder.write("stored", {**_stored(folder), each.method.name: artifact.version})
             outcomes.append(_outcome(artifact, each, test_accuracy))
     except (StoreError, ArtifactError, OSError) as error:
         raise StoreError(
@@ -340,7 +339,7 @@ def _put(
     *,
     first: bool,
 ) -> Artifact:
-    task, version = job.config.task, _stored(job.folder).get(trained.method)
+    task, version = job.config.task, _stored(job.folder).get(trained.method.name)
     if version is not None and task in store.tasks() and version in store.versions(task):
         return store.get(task, version)  # stored before what came after it failed
     return store.put(
@@ -356,8 +355,8 @@ def _put(
 def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outcome:
     return Outcome(
         artifact,
-        trained.method,
-        _n_parameters(trained),
+        trained.method.name,
+        artifact.manifest.n_parameters,
         trained.val_accuracy,
         test_accuracy,
         trained.train_s,

@@ -19,7 +19,6 @@ from glora_deploy.backbones.load import Backbone
 from glora_deploy.data.check import SKIPPED_IMAGES
 from glora_deploy.data.load import TaskData
 from glora_deploy.errors import DataError
-from glora_deploy.glora.supernet_layers import extract_supports
 from glora_deploy.store.artifact import read_artifact, write_artifact
 from glora_deploy.store.companions import RUN_SETTINGS, require_companions
 from glora_deploy.store.history import (
@@ -32,17 +31,18 @@ from glora_deploy.store.manifest import LayerRecord, ManifestDraft, TrainingReco
 from glora_deploy.store.run_settings import write_settings
 from glora_deploy.strict_record import short
 
-from .config import RunConfig, SettingError
-from .methods import Trained
+from .config import RunConfig
+from .job import Trained
 from .run_settings import settings_of
 from .search import Scored
+from .setting_error import SettingError
 
 
 def tensors_of(trained: Trained) -> dict[str, NDArray[np.float32]]:
     """The tensors of a delta: those of its subnet, and the classifier."""
     tensors = {
-        **extract_supports(trained.supernet.model, trained.subnet),
-        **trained.supernet.head(),
+        **trained.adapted.stored(trained.subnet),
+        **trained.adapted.head(),
     }
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
@@ -77,10 +77,11 @@ def draft_of(
         labels=data.classes,
         layers={
             layer: LayerRecord.of(shape, trained.subnet[layer])
-            for layer, shape in trained.supernet.space.shapes.items()
+            for layer, shape in trained.adapted.shapes.items()
         },
+        shared=trained.adapted.shared,
         training=TrainingRecord(
-            method=trained.method,
+            method=trained.method.name,
             schedule=trained.config.schedule,
             data=config.data,
             splits_sha256=data.splits_sha256,
@@ -187,8 +188,12 @@ def _settings(
     for elsewhere in ("schedule", "epochs", "checkpoint_every"):
         del settings[elsewhere]
     settings["batch_size"] = min(settings["batch_size"], n_train)
-    if trained.method == "lora":
+    if not trained.method.searches:
         del settings["supernet_share"]  # of no effect
+        if trained.method.rank is None:
+            del settings["ranks"]
+    if settings["scale"] is None:
+        del settings["scale"]
     if trained.search is not None:
         assert config.search is not None
         settings["search"] = asdict(config.search)

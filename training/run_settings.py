@@ -10,7 +10,7 @@ from glora_deploy.store.run_settings import Value
 from .config import RunConfig
 
 if TYPE_CHECKING:  # it brings torch
-    from .methods import Trained
+    from .job import Trained
 
 
 def settings_of(trained: Trained, config: RunConfig) -> dict[str, Value]:
@@ -20,7 +20,7 @@ def settings_of(trained: Trained, config: RunConfig) -> dict[str, Value]:
         trained: The training. Of a comparison this is LoRA's own, by itself.
         config: What the run was asked for.
     """
-    train, search = trained.config, config.search if trained.method == "glora" else None
+    train, search = trained.config, config.search if trained.method.searches else None
     settings: dict[str, Value | None] = {
         "task": config.task,
         "data": config.data,
@@ -30,13 +30,14 @@ def settings_of(trained: Trained, config: RunConfig) -> dict[str, Value]:
         "backbone": config.backbone,
         "checkpoint": config.weights,
         "input-size": _size(config.input_size),
-        "method": trained.method,
+        "method": trained.method.name,
         "schedule": train.schedule,
         "epochs": train.epochs,
         "batch-size": train.batch_size,
         "lr": train.lr,
         "drop-path": train.drop_path,
-        "ranks": None if set(train.kinds) == {"affine"} else train.ranks,
+        "ranks": _ranks(trained),
+        "scale": train.scale,
         "layers": train.kinds,
         "include": train.include,
         "exclude": train.exclude,
@@ -61,3 +62,8 @@ def settings_of(trained: Trained, config: RunConfig) -> dict[str, Value]:
 
 def _size(size: HeightWidth | None) -> str | None:
     return None if size is None else f"{size[0]}x{size[1]}"
+
+
+def _ranks(trained: Trained) -> tuple[int, ...] | None:
+    takes = trained.method.searches or trained.method.rank is not None
+    return trained.config.ranks if takes and set(trained.config.kinds) != {"affine"} else None

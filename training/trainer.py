@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glora_deploy.errors import NonFiniteError
-from glora_deploy.glora.supernet_layers import set_subnet
 from glora_deploy.store.history import EpochRecord
 
+from .adapted import Adapted
 from .checkpoint import Checkpoint, state_of
 from .config import TrainConfig
 from .device import repeatable
 from .pixels import Pixels
 from .schedule import Draw, learning_rate
-from .supernet import Supernet
 
 CHECKPOINT_S = 60.0
 """Seconds of training that a power failure may cost at most, beside the epoch it falls into."""
@@ -35,7 +34,7 @@ class Trainer:
     what an uninterrupted one does. BatchNorm stays in eval mode.
 
     Args:
-        supernet: Trained in place.
+        adapted: Trained in place.
         images: The training split.
         config: Rates, batch and epochs.
         rng: One draw per epoch.
@@ -49,7 +48,7 @@ class Trainer:
 
     def __init__(
         self,
-        supernet: Supernet,
+        adapted: Adapted,
         images: Pixels,
         config: TrainConfig,
         rng: random.Random,
@@ -57,13 +56,13 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         report: Callable[[EpochRecord], None] = lambda epoch: None,
     ) -> None:
-        self._supernet = supernet
+        self._adapted = adapted
         self._images = images
         self._config = config
         self._rng = rng
         self._checkpoint = checkpoint
         self._report = report
-        self._parameters = supernet.trainable()
+        self._parameters = adapted.trainable()
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -81,7 +80,7 @@ class Trainer:
             self._epochs_restored, self.seconds, self.history = state
 
     def train(self, draw: Draw, until: int | None = None) -> None:
-        """Go on training, and leave the supernet in eval mode.
+        """Go on training, and leave the network in eval mode.
 
         Args:
             draw: Which subnet each step trains.
@@ -95,7 +94,7 @@ class Trainer:
         except KeyboardInterrupt:
             self._write()
             raise
-        self._supernet.model.eval()
+        self._adapted.model.eval()
 
     def _train(self, draw: Draw, last: int) -> None:
         started, seconds_before = time.perf_counter(), self.seconds
@@ -132,7 +131,7 @@ class Trainer:
     def _train_epoch(self, draw: Draw, rng: random.Random) -> EpochRecord:
         """One pass over the split, and what it came to."""
         config, images, started = self._config, self._images, time.perf_counter()
-        model = _train_mode(self._supernet.model)
+        model = _train_mode(self._adapted.model)
         batch_size = min(config.batch_size, len(images))
         n_steps = len(images) // batch_size
         order = rng.sample(range(len(images)), len(images))
@@ -142,7 +141,7 @@ class Trainer:
         for step in range(n_steps):
             chosen = order[step * batch_size : (step + 1) * batch_size]
             now = self._epoch + step / n_steps
-            set_subnet(model, draw(now / config.epochs, rng))
+            self._adapted.take(draw(now / config.epochs, rng))
             rate = learning_rate(config, now if config.schedule == "short" else self._epoch)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate

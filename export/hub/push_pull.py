@@ -190,7 +190,7 @@ def pull(
     on_step(f"fetching the delta of {repo}")
     fetched = read_artifact(_fetch_delta(client, revision))
     on_step(f"{repo} is at commit {fetched.path.parent.name}")
-    tensors = fetched.tensors()
+    tensors = fetched.stored_tensors()
     backbone = _missing_backbone(store, fetched.manifest, checkpoint, on_step)
     ArtifactStore.create(store.root)
     if backbone is not None:

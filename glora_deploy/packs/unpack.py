@@ -145,7 +145,7 @@ def _rename(prepared: ArtifactStore, new: str) -> None:
         written = write_artifact(
             folder,
             artifact.manifest,
-            artifact.tensors(),
+            artifact.stored_tensors(),
             task=new,
             version=version,
             created=artifact.manifest.created,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TITLE = "What was kept"
+_SHARED = "They are those of the supports that the stored factors, fewer numbers, expand to. "
 _SUPPORT_ALPHA: dict[Support, float] = {"A": 1.0, "B": 0.75, "C": 0.55, "D": 0.38, "E": 0.22}
 
 
@@ -58,7 +59,8 @@ def subnet_section(manifest: Manifest) -> Section:
             "is the rank of a low-rank form, v a vector, s a scalar; an empty cell stores nothing, "
             "and a dot marks a support that this layer cannot have. Then the "
             f"{manifest.n_parameters:,} parameters of the supports by type of layer, split by "
-            f"support. The classifier, {manifest.n_head_parameters:,} more, is not counted."
+            f"support. {_SHARED if manifest.shared else ''}The classifier, "
+            f"{manifest.n_head_parameters:,} more, is not counted."
         ),
     )
     table = Table(

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from ..errors import ArtifactError, NonFiniteError
+from ..glora.shared_factors import shared_supports
 from ..record_file import read_bytes
 from ..strict_record import short
 from .atomic_files import write_durable
@@ -74,10 +75,16 @@ class Artifact:
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Every tensor of the delta by name, read and verified now.
 
+        Supports that are stored as shared factors are formed in float64 and rounded to float32.
+
         Raises:
             ArtifactError: If adapter.safetensors is not what the manifest says.
             NonFiniteError: If a tensor holds NaN or infinity.
         """
+        return with_supports(self.stored_tensors(), self.manifest)
+
+    def stored_tensors(self) -> dict[str, NDArray[Any]]:
+        """Every tensor of adapter.safetensors by name, as ``tensors`` but for shared factors."""
         return read_adapter(self.path / ADAPTER, self.manifest)
 
     def is_bound(self) -> bool:
@@ -107,7 +114,7 @@ def write_artifact(
     Args:
         folder: Exists and holds neither file.
         draft: What the delta is; a ``Manifest`` will do, its other fields are made anew.
-        tensors: ``<layer>.A_d``, ... as ``draft.support_shapes`` names them, and the classifier
+        tensors: ``<layer>.A_d``, ... as ``draft.stored_shapes`` names them, and the classifier
             under its own names; all float32, all float16 or all bfloat16. Not modified.
         task: Slug of the task.
         version: Slug of the version.
@@ -122,7 +129,7 @@ def write_artifact(
     head = {name: tensor.shape for name, tensor in tensors.items() if draft.is_head(name)}
     _require_tensors(
         {name: tensor.shape for name, tensor in tensors.items()},
-        {**draft.support_shapes(), **head},
+        {**draft.stored_shapes(), **head},
         ValueError,
         "tensors",
     )
@@ -197,6 +204,31 @@ def read_adapter(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     }
     _require_finite(tensors, str(path))
     return tensors
+
+
+def with_supports(
+    stored: Mapping[str, NDArray[Any]], manifest: ManifestDraft
+) -> dict[str, NDArray[Any]]:
+    """The tensors of a delta with the supports of each layer in the place of shared factors.
+
+    Args:
+        stored: As ``stored_shapes`` names them, and the classifier.
+        manifest: What the delta is.
+
+    Raises:
+        NonFiniteError: If a product leaves float32.
+    """
+    if manifest.shared is None:
+        return dict(stored)
+    shared = manifest.stored_shapes()
+    wide = {name: stored[name].astype(np.float64) for name in shared}
+    found = {name: tensor for name, tensor in stored.items() if name not in shared}
+    for layer, shape in manifest.shapes().items():
+        supports = shared_supports(manifest.shared.kind, wide, layer, shape)
+        with np.errstate(over="ignore"):  # refused below, by name
+            found |= {f"{layer}.{k}": v.astype(np.float32) for k, v in supports.items()}
+    _require_finite(found, f"{manifest.shared.kind} factors")
+    return found
 
 
 def _to_bytes(tensors: Mapping[str, NDArray[Any]], task: str, version: str, digest: str) -> bytes:

@@ -22,7 +22,8 @@ HISTORY_VERSION: Literal[1] = 1
 
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Number = Annotated[int, Field(ge=1, le=2**40)]
-StageName = Literal["training", "retraining", "lora"]
+StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+"""``training``, ``retraining``, or the name of a method that trains once and searches nothing."""
 
 
 class EpochRecord(Record):

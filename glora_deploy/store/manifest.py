@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from ..errors import ArtifactError
 from ..glora.forms import LayerShape, Subnet
+from ..glora.shared_factors import shared_forms, shared_shapes
 from ..record_file import parse_record
 from ..strict_record import Count, Record, first_problem, short
 from .manifest_fields import (
@@ -29,6 +30,7 @@ from .manifest_fields import (
     LayerRecord,
     ModuleName,
     PreprocessingRecord,
+    SharedRecord,
     Size,
     TaskName,
     Time,
@@ -49,6 +51,7 @@ __all__ = [
     "Manifest",
     "ManifestDraft",
     "PreprocessingRecord",
+    "SharedRecord",
     "TrainingRecord",
     "first_problem",
     "slug_problem",
@@ -73,6 +76,8 @@ class ManifestDraft(Record):
     layers: dict[ModuleName, LayerRecord]
     """Every adapted layer, in the backbone's module order."""
     training: TrainingRecord
+    shared: SharedRecord | None = None
+    """What stands for the supports of layers that share factors; left out where none do."""
 
     def shapes(self) -> dict[str, LayerShape]:
         """Shape of every adapted layer, in module order."""
@@ -89,6 +94,12 @@ class ManifestDraft(Record):
             for name, layer in self.layers.items()
             for tensor, shape in layer.tensor_shapes().items()
         }
+
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor that is stored for supports."""
+        if self.shared is None:
+            return self.support_shapes()
+        return shared_shapes(self.shared.kind, self.shared.rank, self.shapes())
 
     def is_head(self, tensor: str) -> bool:
         """Whether this state-dict name belongs to the classifier."""
@@ -107,6 +118,13 @@ class ManifestDraft(Record):
                 raise ValueError(
                     f"preprocessing.{field} must have one entry for each of {n_channels} channels, "
                     f"got {len(values)}"
+                )
+        if self.shared is not None:
+            self.stored_shapes()
+            if set(self.subnet().values()) != {shared_forms(self.shared.rank)}:
+                raise ValueError(
+                    f"layers that share factors must all have B=lora:{self.shared.rank} and no "
+                    "other path"
                 )
         for layer in self.layers:
             if self.is_head(f"{layer}."):
@@ -134,11 +152,11 @@ class Manifest(ManifestDraft):
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of adapter.safetensors."""
-        return {**self.support_shapes(), **self.head}
+        return {**self.stored_shapes(), **self.head}
 
     def to_json(self) -> bytes:
         """The bytes of manifest.json; the same manifest always gives the same bytes."""
-        fields = self.model_dump(mode="json")
+        fields = self._stated()
         first = {name: fields.pop(name) for name in _HEADLINE}
         text = json.dumps({**first, **fields}, indent=1, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
@@ -150,11 +168,18 @@ class Manifest(ManifestDraft):
         digest, and ``training.data``, which may name a folder of this machine and is blanked
         where an artifact is shared.
         """
-        fields = self.model_dump(mode="json", exclude={"adapter": True, "training": {"data": True}})
+        fields = self._stated()
+        del fields["adapter"], fields["training"]["data"]
         # The one object whose order says something, that of the modules.
         fields["layers"] = list(fields["layers"].items())
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _stated(self) -> dict[str, Any]:
+        fields = self.model_dump(mode="json")
+        if self.shared is None:  # as before there was such a thing
+            del fields["shared"]
+        return fields
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "manifest.json") -> Manifest:
@@ -173,7 +198,7 @@ class Manifest(ManifestDraft):
 
     @model_validator(mode="after")
     def _counts(self) -> Manifest:
-        supports = self.support_shapes()
+        supports = self.stored_shapes()
         n_supports = _count(supports.values())
         n_head = _count(self.head.values())
         for field, stated, found in (

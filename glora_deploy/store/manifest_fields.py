@@ -18,6 +18,7 @@ from pydantic import (
 
 from ..errors import ArtifactError
 from ..glora.forms import LayerForms, LayerKind, LayerShape
+from ..glora.shared_factors import SharedKind
 from ..strict_record import Count, Line, Record, one_line_only, short
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -179,6 +180,13 @@ class LayerRecord(Record):
             raise ValueError(f"d_in of an affine layer must be 1, got {self.d_in}")
         self.tensor_shapes()
         return self
+
+
+class SharedRecord(Record):
+    """Factors that the layers share: what the adapter holds in the place of their supports."""
+
+    kind: SharedKind
+    rank: Annotated[int, Field(ge=1, le=99_999)]
 
 
 class FileRecord(Record):

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from glora_deploy.data.load import TaskData
 from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import cli, pipeline, train
-from glora_deploy.training.config import RunConfig, SettingError
+from glora_deploy.training.config import RunConfig
+from glora_deploy.training.setting_error import SettingError
 from tasks import make_task, use_small_backbone
 
 FOLDER = f"folder:{Path(__file__).parent}"

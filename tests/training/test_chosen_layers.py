@@ -7,7 +7,9 @@ from torch import nn
 
 from glora_deploy.backbones.load import outline
 from glora_deploy.training.chosen_layers import choose_layers
-from glora_deploy.training.config import Method, SettingError, TrainConfig
+from glora_deploy.training.config import TrainConfig
+from glora_deploy.training.methods import METHODS
+from glora_deploy.training.setting_error import SettingError
 from stored_tasks import make_backbone
 
 QKV = ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
@@ -22,9 +24,9 @@ def vit() -> nn.Module:
     return make_backbone().build(3)
 
 
-def chosen(model: nn.Module, method: Method = "glora", **changes: Any) -> list[str]:
+def chosen(model: nn.Module, method: str = "glora", **changes: Any) -> list[str]:
     config = TrainConfig.preset("short", **{"ranks": (2,), **changes})
-    return list(choose_layers(model, config, ["head"], method=method))
+    return list(choose_layers(model, config, ["head"], method=METHODS[method]))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def chosen(model: nn.Module, method: Method = "glora", **changes: Any) -> list[s
     ],
 )
 def test_the_layers_are_those_that_were_asked_for(
-    vit: nn.Module, method: Method, changes: dict[str, Any], expected: list[str]
+    vit: nn.Module, method: str, changes: dict[str, Any], expected: list[str]
 ) -> None:
     assert chosen(vit, method, **changes) == expected
 
@@ -55,7 +57,7 @@ def test_lora_takes_every_linear_layer_where_none_is_called_qkv() -> None:
     assert "blocks.0.mlp_tokens.fc1" in found
 
 
-WRONG: list[tuple[Method, dict[str, Any], tuple[str, ...], str]] = [
+WRONG: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     (
         "glora",
         {"include": ("blocks.*.atn.qkv",)},
@@ -123,7 +125,7 @@ WRONG: list[tuple[Method, dict[str, Any], tuple[str, ...], str]] = [
 @pytest.mark.parametrize(("method", "changes", "blamed", "message"), WRONG)
 def test_what_would_choose_nothing_is_refused_with_what_may_have_been_meant(
     vit: nn.Module,
-    method: Method,
+    method: str,
     changes: dict[str, Any],
     blamed: tuple[str, ...],
     message: str,
@@ -137,11 +139,11 @@ def test_a_pattern_written_for_one_method_need_not_matter_to_one_compared_with_i
     vit: nn.Module,
 ) -> None:
     config = TrainConfig.preset("short", ranks=(2,), exclude=("*.mlp",))
-    found = choose_layers(vit, config, ["head"], method="lora", strict=False)
+    found = choose_layers(vit, config, ["head"], method=METHODS["lora"], strict=False)
     assert list(found) == QKV
 
 
 def test_a_network_without_layers_of_a_kind_is_refused() -> None:
     resnet = make_backbone("test_resnet").build(3)
     with pytest.raises(SettingError, match="no linear layer is left for glora to adapt outside"):
-        choose_layers(resnet, TrainConfig.preset("short"), ["fc"])
+        choose_layers(resnet, TrainConfig.preset("short"), ["fc"], method=METHODS["glora"])

@@ -12,6 +12,7 @@ from glora_deploy.backbones.load import outline
 from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import pipeline
 from glora_deploy.training.cli import main
+from glora_deploy.training.methods import METHODS
 from glora_deploy.training.options import parse_count
 from glora_deploy.training.run_folder import RunFolder
 
@@ -93,7 +94,7 @@ def test_wrong_usage_exits_with_status_2(
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
-        ("--method", "dora", ("glora", "lora")),
+        ("--method", "dora", tuple(METHODS)),
         ("--schedule", "fast", ("short", "paper")),
         ("--device", "tpu", ("auto", "cpu", "cuda")),
     ],

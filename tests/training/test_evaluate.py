@@ -10,12 +10,14 @@ from glora_deploy.glora.layer import GloraLayer
 from glora_deploy.glora.supernet_layers import set_subnet
 from glora_deploy.training.config import TrainConfig
 from glora_deploy.training.evaluate import MergedNetwork, accuracies
+from glora_deploy.training.methods import METHODS
 from glora_deploy.training.pixels import Pixels
 from glora_deploy.training.supernet import Supernet, build_supernet
 from stored_tasks import make_backbone
 from tasks import make_images
 
 CPU = torch.device("cpu")
+GLORA = METHODS["glora"]
 KINDS = ("linear", "conv", "affine")
 
 
@@ -25,7 +27,7 @@ def make_supernet(architecture: str = "vit_tiny_patch16_224") -> tuple[Supernet,
     # The one linear layer of a ResNet is its classifier.
     kinds = KINDS[1:] if architecture == "test_resnet" else KINDS
     config = TrainConfig.preset("short", ranks=(3, 2), kinds=kinds)
-    supernet = build_supernet(backbone, 3, config, seed=0, device=CPU)
+    supernet = build_supernet(backbone, 3, config, GLORA, seed=0, device=CPU)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in supernet.trainable().values():

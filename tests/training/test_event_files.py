@@ -13,8 +13,9 @@ from glora_deploy.errors import MissingDependencyError
 from glora_deploy.store.history import History, StageRecord, read_history
 from glora_deploy.store.reader import StoreReader
 from glora_deploy.training import pipeline
-from glora_deploy.training.config import RunConfig, SearchConfig, SettingError, TrainConfig
+from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run
+from glora_deploy.training.setting_error import SettingError
 from tasks import make_task, use_small_backbone
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra `report`)")

@@ -27,10 +27,11 @@ from glora_deploy.merge.formula import merge_into
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.fingerprint import fingerprint
 from glora_deploy.store.store import ArtifactStore
-from glora_deploy.training import methods, pipeline
-from glora_deploy.training.config import RunConfig, SearchConfig, SettingError, TrainConfig
+from glora_deploy.training import job, pipeline
+from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
 from glora_deploy.training.pipeline import Outcome, run
 from glora_deploy.training.run_folder import RunFolder
+from glora_deploy.training.setting_error import SettingError
 from glora_deploy.training.trainer import Trainer
 from stored_tasks import make_backbone
 from tasks import make_task, use_small_backbone
@@ -278,11 +279,11 @@ def test_retraining_keeps_the_subnet_and_trains_it_on_both_splits(
     sizes: list[int] = []
 
     class Spy(Trainer):
-        def __init__(self, supernet: Any, images: Any, *args: Any, **options: Any) -> None:
+        def __init__(self, adapted: Any, images: Any, *args: Any, **options: Any) -> None:
             sizes.append(len(images))
-            super().__init__(supernet, images, *args, **options)
+            super().__init__(adapted, images, *args, **options)
 
-    monkeypatch.setattr(methods, "Trainer", Spy)
+    monkeypatch.setattr(job, "Trainer", Spy)
     (plain,) = train(tmp_path / "plain")
     (again,) = train(tmp_path / "again", retrain=True)
     assert sizes == [36, 36, 36 + 18]

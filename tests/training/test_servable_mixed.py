@@ -12,7 +12,8 @@ from glora_deploy.serving.engines.mixed import can_be_mixed
 from glora_deploy.store.store import ArtifactStore
 from glora_deploy.training import pipeline
 from glora_deploy.training.cli import app
-from glora_deploy.training.config import SettingError, TrainConfig
+from glora_deploy.training.config import TrainConfig
+from glora_deploy.training.setting_error import SettingError
 from tasks import make_task, use_small_backbone
 
 

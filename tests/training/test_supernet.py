@@ -8,10 +8,12 @@ from torch import nn
 
 from glora_deploy.glora.supernet_layers import glora_layers
 from glora_deploy.training.config import Schedule, TrainConfig
+from glora_deploy.training.methods import METHODS
 from glora_deploy.training.supernet import Supernet, build_supernet
 from stored_tasks import make_backbone
 
 CPU = torch.device("cpu")
+GLORA = METHODS["glora"]
 
 
 def make_config(schedule: Schedule = "short", **changes: Any) -> TrainConfig:
@@ -19,7 +21,7 @@ def make_config(schedule: Schedule = "short", **changes: Any) -> TrainConfig:
 
 
 def make_supernet(config: TrainConfig | None = None, seed: int = 0) -> Supernet:
-    return build_supernet(make_backbone(), 3, config or make_config(), seed=seed, device=CPU)
+    return build_supernet(make_backbone(), 3, config or make_config(), GLORA, seed=seed, device=CPU)
 
 
 def test_a_fresh_supernet_computes_what_the_backbone_computes() -> None:
@@ -57,4 +59,11 @@ def test_drop_path_is_refused_where_the_architecture_knows_none() -> None:
     with pytest.raises(
         ValueError, match=r"drop_path_rate.* If it knows no drop path, give --drop-path 0"
     ):
-        build_supernet(make_backbone("dla46_c"), 3, make_config(drop_path=0.1), seed=0, device=CPU)
+        build_supernet(
+            make_backbone("dla46_c"),
+            3,
+            make_config(drop_path=0.1),
+            GLORA,
+            seed=0,
+            device=CPU,
+        )

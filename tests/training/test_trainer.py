@@ -16,6 +16,7 @@ from glora_deploy.store.history import EpochRecord
 from glora_deploy.training import trainer as trainer_module
 from glora_deploy.training.checkpoint import Checkpoint
 from glora_deploy.training.config import Schedule, TrainConfig
+from glora_deploy.training.methods import METHODS
 from glora_deploy.training.pixels import Pixels
 from glora_deploy.training.schedule import (
     Draw,
@@ -30,6 +31,7 @@ from stored_tasks import make_backbone
 from tasks import make_images
 
 CPU = torch.device("cpu")
+GLORA = METHODS["glora"]
 
 
 def make_config(schedule: Schedule = "short", **changes: Any) -> TrainConfig:
@@ -42,7 +44,7 @@ def make_pixels(n: int = 40) -> Pixels:
 
 
 def make_supernet(config: TrainConfig | None = None, seed: int = 0) -> Supernet:
-    return build_supernet(make_backbone(), 3, config or make_config(), seed=seed, device=CPU)
+    return build_supernet(make_backbone(), 3, config or make_config(), GLORA, seed=seed, device=CPU)
 
 
 def state(supernet: Supernet) -> dict[str, Tensor]:
@@ -258,7 +260,7 @@ def test_a_training_that_diverges_is_stopped() -> None:
 def test_batch_norm_keeps_the_statistics_of_the_backbone() -> None:
     config = make_config(epochs=1, kinds=("conv", "affine"))
     backbone = make_backbone("test_resnet")
-    supernet = build_supernet(backbone, 3, config, seed=0, device=CPU)
+    supernet = build_supernet(backbone, 3, config, GLORA, seed=0, device=CPU)
     before = state(supernet)
     pixels = Pixels(make_images(24, seed=0), backbone.preprocessing, CPU)
     Trainer(supernet, pixels, config, random.Random(0)).train(draw_largest_first(supernet.space))
