@@ -110,7 +110,14 @@ async def _serve(
 ) -> None:
     """Answer over every transport until the server is told to leave."""
     host, port = bound.getsockname()[:2]
-    text = partial(announcement, service.engine, service.settings, host=host, port=port)
+    text = partial(
+        announcement,
+        service.engine,
+        service.settings,
+        host=host,
+        port=port,
+        n_absent=len(service.absent()),
+    )
     bound.listen(_BACKLOG)  # who reads the first line may connect at once
     if service.settings.grpc_port is None:
         announce(text(grpc_port=None))

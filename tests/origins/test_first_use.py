@@ -241,7 +241,8 @@ def test_the_program_lists_all_and_fetches_what_is_asked_for(
         task: reference_logits(published, published.get(task, "v1"), IMAGES)
         for task in ("pets", "cars")
     }
-    with serving(origin, tmp_path / "cache") as (_, url, grpc):
+    with serving(origin, tmp_path / "cache") as (process, url, grpc):
+        assert process.stdout.readline() == "fetched when first asked for: 2 tasks\n"
         assert ask(url, "/v2/repository/index", {}) == [
             {"name": task, "version": "1", "state": "UNAVAILABLE", "reason": NOT_HERE}
             for task in ("cars", "pets")
