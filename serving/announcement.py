@@ -10,7 +10,13 @@ _WILDCARDS = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
 
 def announcement(
-    engine: TaskEngine, settings: ServerSettings, *, host: str, port: int, grpc_port: int | None
+    engine: TaskEngine,
+    settings: ServerSettings,
+    *,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    n_absent: int = 0,
 ) -> str:
     """A few lines; the first is for programs, ``http://HOST:PORT serves N tasks; gRPC at ...``.
 
@@ -20,6 +26,7 @@ def announcement(
         host: That is listened at.
         port: Of HTTP.
         grpc_port: Of gRPC; None where there is none.
+        n_absent: Tasks that come when they are first asked for.
     """
     ready = {each.task for each in engine.versions() if each.state == "READY"}
     n_others = len(set(engine.tasks()) - ready)
@@ -27,6 +34,8 @@ def announcement(
     if grpc_port is not None:
         first += f"; gRPC at {address(host, grpc_port)}"
     lines = [first]
+    if n_absent:
+        lines.append(f"fetched when first asked for: {_tasks(n_absent)}")
     if n_others:
         lines.append(f"not served: {_tasks(n_others)}; the log says why")
     lines.append(f"page: http://{address(_WILDCARDS.get(host, host), port)}/")

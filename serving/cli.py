@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,6 +21,9 @@ from .protocol.limits import Limits
 from .protocol.tokens import MIN_CHARS, Tokens, is_strong
 from .settings import LOOPBACK, ServerSettings
 from .tasks.settings import Backend, EngineSettings, MixedBatches
+
+if TYPE_CHECKING:  # it reads a store, which --help does without
+    from glora_deploy.origins.fetch import Fetcher
 
 TOKEN, MANAGEMENT_TOKEN = "GLORA_TOKEN", "GLORA_MANAGEMENT_TOKEN"
 """Environment variables that hold the tokens, unless a file does."""
@@ -166,10 +169,17 @@ def serve(
     cache_budget: Annotated[
         str,
         typer.Option(
-            help="For it; beyond, the oldest versions that are not current leave.",
+            help="For it; beyond, old versions leave, then tasks not asked for lately.",
             rich_help_panel=ORIGIN,
         ),
     ] = "10GiB",
+    fetch: Annotated[
+        Literal["first-use", "all"],
+        typer.Option(
+            help="When a task is fetched: when it is first asked for, or before the start.",
+            rich_help_panel=ORIGIN,
+        ),
+    ] = "first-use",
     poll_s: Annotated[
         float,
         typer.Option(
@@ -338,9 +348,29 @@ def serve(
         from .telemetry.access_log import configure_logging
 
         configure_logging(log_format, requests=log_requests)
-        with _local(store, cache_dir, budget_bytes=cache_bytes, poll_s=poll_s) as folder:
+        if not is_address(store):
+            followed: AbstractContextManager[Fetcher | None] = nullcontext()
+        else:
+            from glora_deploy.origins.cache import default_cache_dir, kept_in_step
+
+            followed = kept_in_step(
+                store,
+                cache_dir or default_cache_dir(),
+                budget_bytes=cache_bytes,
+                poll_s=poll_s,
+                on_demand=fetch == "first-use",
+            )
+        with followed as source:
+            if source is not None and source.on_demand:
+                for task in dict.fromkeys((*engine_settings.pins, *engine_settings.prefetch)):
+                    source.fetch(task)
             run_server(
-                folder, engine_settings, settings, otlp_endpoint=otlp_endpoint, announce=_announce
+                Path(store) if source is None else source.store.root,
+                engine_settings,
+                settings,
+                otlp_endpoint=otlp_endpoint,
+                announce=_announce,
+                source=source,
             )
 
 
@@ -380,19 +410,6 @@ def read_token(file: Path | None, variable: str) -> str | None:
             "Make one: openssl rand -hex 16"
         )
     return token
-
-
-def _local(
-    store: str, cache_dir: Path | None, *, budget_bytes: int, poll_s: float
-) -> AbstractContextManager[Path]:
-    """The folder to serve from; that of an origin is kept in step with it during the block."""
-    if not is_address(store):
-        return nullcontext(Path(store))
-    from glora_deploy.origins.cache import default_cache_dir, kept_in_step
-
-    return kept_in_step(
-        store, cache_dir or default_cache_dir(), budget_bytes=budget_bytes, poll_s=poll_s
-    )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from .tasks.contract import TaskEngine
 from .tasks.settings import EngineSettings
 
 if TYPE_CHECKING:
+    from .first_use import TaskSource
     from .http.server import HttpServer
     from .service import Service
 
@@ -41,6 +42,7 @@ def run_server(
     otlp_endpoint: str | None = None,
     announce: Callable[[str], None] = print,
     engine_type: Callable[[Path, EngineSettings], TaskEngine] | None = None,
+    source: TaskSource | None = None,
 ) -> None:
     """Serve a store until SIGTERM or Ctrl-C; then answer what has come, and return.
 
@@ -51,6 +53,7 @@ def run_server(
         otlp_endpoint: Where traces go; nowhere if None.
         announce: Given a few lines once requests are taken; the first says where.
         engine_type: What makes the engine; ``StoreEngine`` if None.
+        source: What fills the store; nothing does if None.
 
     Raises:
         StoreError: If there is no store, or nothing in it can be served.
@@ -58,6 +61,7 @@ def run_server(
         MissingDependencyError: If a package of the extra ``serve`` is missing.
     """
     try:
+        from .first_use import FirstUse
         from .http.app import build_app
         from .http.server import HttpServer
         from .telemetry.metrics import Metrics
@@ -80,19 +84,22 @@ def run_server(
                 with _named(settings.host, port, option):
                     bind(settings.host, port).close()
         tracing = Tracing.to_endpoint(otlp_endpoint) if otlp_endpoint else None
-        engine = _open_engine(store, engine_settings, engine_type)
+        engine = _open_engine(store, engine_settings, engine_type, source)
         stack.callback(engine.close, settings.drain_s)
         metrics = Metrics(
             engine,
             max_tasks=settings.max_task_labels,
             version=installed_version("glora-deploy"),
+            source=source,
         )
         if settings.metrics_port is not None:
             with _named(settings.host, settings.metrics_port, "--metrics-port"):
                 stack.callback(metrics.serve(settings.host, settings.metrics_port))
         telemetry = Telemetry(metrics=metrics, tracing=tracing)
         stack.callback(telemetry.close)
-        app = build_app(engine, settings, telemetry=telemetry)
+        on_demand = source is not None and source.on_demand
+        first_use = FirstUse(engine, source) if source is not None and on_demand else None
+        app = build_app(engine, settings, telemetry=telemetry, first_use=first_use)
         server = HttpServer(app, settings)
         with _left_by_signal(server.leave):
             asyncio.run(_serve(server, app.state.service, bound, announce))
@@ -103,7 +110,14 @@ async def _serve(
 ) -> None:
     """Answer over every transport until the server is told to leave."""
     host, port = bound.getsockname()[:2]
-    text = partial(announcement, service.engine, service.settings, host=host, port=port)
+    text = partial(
+        announcement,
+        service.engine,
+        service.settings,
+        host=host,
+        port=port,
+        n_absent=len(service.absent()),
+    )
     bound.listen(_BACKLOG)  # who reads the first line may connect at once
     if service.settings.grpc_port is None:
         announce(text(grpc_port=None))
@@ -123,10 +137,13 @@ def _open_engine(
     store: Path,
     settings: EngineSettings,
     engine_type: Callable[[Path, EngineSettings], TaskEngine] | None,
+    source: TaskSource | None,
 ) -> TaskEngine:
     from .tasks.engine import StoreEngine
 
     engine = (engine_type or StoreEngine)(store, settings)
+    if source is not None and source.on_demand and source.offered():
+        return engine  # what is not there, or cannot be served, may still come
     try:
         if not engine.tasks():
             raise StoreError(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from .errors import OverloadedError
+from .errors import OverloadedError, UnknownTaskError
+from .first_use import FirstUse
+from .protocol.model_info import READY
+from .protocol.version_names import find_version, require_name
 from .settings import ServerSettings
-from .tasks.contract import Answer, InferRequest, TaskEngine
+from .tasks.contract import Answer, InferRequest, ServedVersion, TaskEngine
 from .telemetry.request_record import RequestRecord
 from .telemetry.telemetry import Telemetry
 
@@ -27,10 +31,18 @@ class Service:
         engine: Answers.
         settings: Of the server.
         telemetry: Where records of requests go.
+        first_use: What brings tasks in that the engine has not; nothing does if None.
     """
 
-    def __init__(self, engine: TaskEngine, settings: ServerSettings, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        engine: TaskEngine,
+        settings: ServerSettings,
+        telemetry: Telemetry,
+        first_use: FirstUse | None = None,
+    ) -> None:
         self.engine, self.settings, self.telemetry = engine, settings, telemetry
+        self._first_use = first_use
         self.draining = False
         """Whether the server was told to leave: nothing new is taken."""
         self._decoding = 0
@@ -38,6 +50,40 @@ class Service:
         # A load may take a minute. It must hold up neither a decode nor a look at the statistics.
         self._managers = ThreadPoolExecutor(_MANAGEMENT_THREADS, "glora-manage")
         self._readers = ThreadPoolExecutor(1, "glora-read")
+
+    async def find(
+        self, task: str, version: str = "", patience_s: float = math.inf
+    ) -> ServedVersion:
+        """The version that a client means; a task that is not here yet is brought in.
+
+        Args:
+            task: As the client names it.
+            version: As the client names it; empty for the current one.
+            patience_s: Seconds that it may take to bring it in.
+
+        Raises:
+            InputError, UnknownTaskError: As ``find_version``.
+            UnavailableError: If it cannot be brought in, or not in time.
+        """
+        first_use = self._first_use
+        if first_use is None:
+            return find_version(self.engine, task, version)
+        require_name("task", task)
+        first_use.note_use(task)
+        try:
+            served = find_version(self.engine, task, version)
+        except UnknownTaskError:
+            if not first_use.is_absent(task):
+                raise
+        else:
+            if served.state == READY or not first_use.is_absent(task):
+                return served
+        await first_use.bring(task, patience_s)
+        return find_version(self.engine, task, version)
+
+    def absent(self) -> Mapping[str, str]:
+        """Tasks that come when they are first asked for, and their versions."""
+        return {} if self._first_use is None else self._first_use.absent()
 
     async def decode(
         self, record: RequestRecord, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -81,6 +127,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads once what they do is done."""
+        if self._first_use is not None:
+            self._first_use.close()
         for pool in (self._decoders, self._managers, self._readers):
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -38,25 +38,29 @@ def cache_place(cache_dir: Path, url: str) -> Path:
 
 
 @contextmanager
-def kept_in_step(url: str, cache_dir: Path, *, budget_bytes: int, poll_s: float) -> Iterator[Path]:
-    """The local store of an origin: filled before the block, followed while it lasts.
+def kept_in_step(
+    url: str, cache_dir: Path, *, budget_bytes: int, poll_s: float, on_demand: bool = False
+) -> Iterator[Fetcher]:
+    """What follows an origin with a local store: filled before the block, kept so while it lasts.
 
     Args:
         url: Of the origin.
         cache_dir: Of all origins; made if it is missing.
         budget_bytes: Of the local store.
         poll_s: Seconds between two looks at the origin.
+        on_demand: As of ``Fetcher``: the store may then be empty before the block.
 
     Raises:
-        OriginError: If the origin cannot be reached, or refuses, and nothing was fetched before.
+        OriginError: If the origin cannot be reached, or refuses, or has nothing published, and
+            nothing was fetched before.
         StoreError: If the local store cannot be written.
         MissingDependencyError: If obstore is not installed.
     """
     bucket = Bucket(url, retries=_RETRIES)
     store = ArtifactStore.create(cache_place(cache_dir, url))
-    fetcher = Fetcher(bucket, store, budget_bytes)
+    fetcher = Fetcher(bucket, store, budget_bytes, on_demand=on_demand)
     fetcher.look()
-    if not store.tasks():
+    if not store.tasks() and not (on_demand and fetcher.offered()):
         raise OriginError(
             f"{url}: must publish a version that can be fetched, none is in {store.root} yet: "
             f"{fetcher.reason or 'nothing is published'}"
@@ -64,7 +68,7 @@ def kept_in_step(url: str, cache_dir: Path, *, budget_bytes: int, poll_s: float)
     thread = threading.Thread(target=fetcher.run, args=(poll_s,), name="glora-fetch", daemon=True)
     thread.start()
     try:
-        yield store.root
+        yield fetcher
     finally:
         fetcher.leave()
         thread.join(_LEAVE_S)

@@ -2,16 +2,18 @@
 
 The local store is a store as any other, written by the store's own means: a version appears in it
 once every file is what the index states and ``verify`` finds nothing wrong. What the origin does,
-or that it is away, takes nothing from it: only versions that are not current leave it, the oldest
-first, where it is larger than its budget.
+or that it is away, takes nothing from it. Where it is larger than its budget, versions leave it:
+the oldest of those that are current nowhere, then, if tasks come on demand, the least recently
+used.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ArtifactError, GloraDeployError, NotInStoreError, OriginError, StoreError
@@ -34,19 +36,36 @@ _MAX_SKIPPED = 32
 
 
 class Fetcher:
-    """Keeps a local store in step with an origin. One at a time; ``leave`` alone is for others.
+    """Keeps a local store in step with an origin.
+
+    One thread looks; ``fetch``, ``offered``, ``holds``, ``note_use`` and ``leave`` are for any.
 
     Args:
         bucket: The origin.
         store: Made by ``ArtifactStore.create``; several processes may share it.
-        budget_bytes: Of the store's deltas, graphs and backbones. Versions that are current stay
-            even beyond it.
+        budget_bytes: Of the store's deltas, graphs and backbones.
+        on_demand: Take over only tasks that the store holds already; others come by ``fetch``, and
+            go again where the budget asks for it. Otherwise every task is taken over, and versions
+            that are current stay even beyond the budget.
     """
 
-    def __init__(self, bucket: Bucket, store: ArtifactStore, budget_bytes: int) -> None:
+    def __init__(
+        self, bucket: Bucket, store: ArtifactStore, budget_bytes: int, *, on_demand: bool = False
+    ) -> None:
         self.bucket = bucket
         self.store = store
         self.budget_bytes = budget_bytes
+        self.on_demand = on_demand
+        self.let_go: Callable[[str], bool] = lambda task: False
+        """Asked before a current version leaves: whether its task is used by nobody."""
+        self.n_fetched = 0
+        """Versions taken over since this object was made."""
+        self.n_failed = 0
+        """Of versions that were to be fetched."""
+        self.cache_bytes = 0
+        """Of the store, when something last came or went."""
+        self.answered_s: float | None = None
+        """``time.monotonic()`` when the origin last answered."""
         self.problems: dict[str, str] = {}
         """Why a task's current version could not be taken over, by task; under "" the index."""
         self.reason = ""
@@ -60,6 +79,13 @@ class Fetcher:
         self._away = 0
         self._too_small = False
         self._leaving = threading.Event()
+        self._state = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        """Of each task and each backbone that is fetched or removed."""
+        self._evicting = threading.Lock()
+        self._going: set[str] = set()
+        """Tasks that are leaving the store."""
+        self._used_s: dict[str, float] = {}
 
     def look(self) -> bool:
         """Ask once what is new and take it over; one conditional request where nothing is.
@@ -87,8 +113,49 @@ class Fetcher:
             return True
         if self._away:
             log.info("%s: answers again", self.bucket.url)
-        self._away = 0
+        self._away, self.answered_s = 0, time.monotonic()
         return True
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the origin did not answer when it was last asked."""
+        return self._away > 0
+
+    def offered(self) -> dict[str, str]:
+        """Every task of the origin, and its version that answers there, as last looked at."""
+        index = self._index
+        return {} if index is None else {task: each.current for task, each in index.tasks.items()}
+
+    def holds(self, task: str) -> bool:
+        """Whether a task is in the store, and stays there for now."""
+        with self._state:
+            if task in self._going:
+                return False
+        return bool(self.store.version_names(task))
+
+    def note_use(self, task: str) -> None:
+        """A task was asked for: others leave before it."""
+        self._used_s[task] = time.monotonic()
+
+    def fetch(self, task: str) -> None:
+        """Have what is current of a task in the store; blocks until it is, or cannot be.
+
+        Raises:
+            NotInStoreError: If the origin has no such task.
+            OriginError: If the origin cannot be reached, or refuses.
+            ArtifactError: If it holds something else than its index states.
+            StoreError: If the store cannot take it.
+        """
+        index = self._index
+        published = index.tasks.get(task) if index else None
+        if index is None or published is None:
+            raise NotInStoreError(f"{self.bucket.url}: has no task {task!r}")
+        entry = published.versions[published.current]
+        self.note_use(task)
+        self._take_over(index, task, published.current, entry)
+        with self._state:
+            self._in_step[task] = entry
+        self._evict(index, keep=task)
 
     def pause_s(self, poll_s: float) -> float:
         """How long to wait for the next look: ``poll_s``, and more while the origin is away."""
@@ -127,6 +194,8 @@ class Fetcher:
         # What failed last comes last, so that it keeps nothing else from being fetched.
         for task in sorted(index.tasks, key=lambda name: (name in self.problems, name)):
             published = index.tasks[task]
+            if self.on_demand and not self.holds(task):
+                continue
             entry = published.versions[published.current]
             if self._in_step.get(task) == entry and self._names_current(task, published.current):
                 continue
@@ -147,17 +216,35 @@ class Fetcher:
             self._passed_over.pop(task, None)
             self.problems.pop(task, None)
             changed = True
-        if changed:
+        if changed or not self.cache_bytes:
             self._evict(index)
 
     def _take_over(
         self, index: OriginIndex, task: str, version: str, entry: PublishedVersion
     ) -> None:
-        if not self._has(task, version, entry):
-            self._fetch(index, task, version, entry)
-            log.info("%s/%s: fetched from %s", task, version, self.bucket.url)
-        if not self._names_current(task, version):
-            self.store.set_current(task, version)
+        with self._lock_of(task):
+            if not self._has(task, version, entry):
+                try:
+                    self._fetch(index, task, version, entry)
+                except BaseException:
+                    self.n_failed += 1
+                    raise
+                self.n_fetched += 1
+                log.info("%s/%s: fetched from %s", task, version, self.bucket.url)
+            if not self._names_current(task, version):
+                self.store.set_current(task, version)
+
+    @contextmanager
+    def _lock_of(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Keep others from fetching or removing a task or a backbone; whether it came about."""
+        with self._state:
+            lock = self._locks.setdefault(name, threading.Lock())
+        mine = lock.acquire(blocking=wait)
+        try:
+            yield mine
+        finally:
+            if mine:
+                lock.release()
 
     def _names_current(self, task: str, version: str) -> bool:
         try:
@@ -186,32 +273,57 @@ class Fetcher:
         return True
 
     def _fetch(self, index: OriginIndex, task: str, version: str, entry: PublishedVersion) -> None:
-        where = f"{self.bucket.url}: {task}/{version}"
         with self.store.scratch(f"{task}/{version}") as scratch:
             (scratch / "store").mkdir()
             prepared = ArtifactStore(scratch / "store")
             for name, stored in entry.objects(task, version).items():
                 self._download(stored, prepared.root / task / version / name, entry.files[name])
             (prepared.root / task / CURRENT).write_text(f"{version}\n", "utf-8")
-            if not self.store.hold_backbone(entry.backbone):
-                folder = prepared.root / prepared.backbones.name / entry.backbone
-                stated = backbone_objects(entry.backbone, index.backbones[entry.backbone])
-                for name, (stored, record) in stated.items():
-                    self._download(stored, folder / name, record)
-            require_sound(prepared, where)
-            if prepared.get(task, version).manifest.backbone.fingerprint != entry.backbone:
-                raise ArtifactError(f"{where}: must have the backbone that the index states")
-            flush_tree(prepared.root)
-            with suppress(NotInStoreError):  # a damaged one, or one without its backbone
-                self.store.remove(task, version, force=True)
-            take_in(self.store, prepared, where)
+            with ExitStack() as stack:
+                if not self.store.hold_backbone(entry.backbone):
+                    # Whoever comes first has it for all.
+                    stack.enter_context(self._lock_of(entry.backbone))
+                    if not self.store.hold_backbone(entry.backbone):
+                        folder = prepared.root / prepared.backbones.name / entry.backbone
+                        stated = backbone_objects(entry.backbone, index.backbones[entry.backbone])
+                        for name, (stored, record) in stated.items():
+                            self._download(stored, folder / name, record)
+                self._take_in(prepared, task, version, entry)
+
+    def _take_in(
+        self, prepared: ArtifactStore, task: str, version: str, entry: PublishedVersion
+    ) -> None:
+        where = f"{self.bucket.url}: {task}/{version}"
+        require_sound(prepared, where)
+        if prepared.get(task, version).manifest.backbone.fingerprint != entry.backbone:
+            raise ArtifactError(f"{where}: must have the backbone that the index states")
+        flush_tree(prepared.root)
+        with suppress(NotInStoreError):  # a damaged one, or one without its backbone
+            self.store.remove(task, version, force=True)
+        take_in(self.store, prepared, where)
 
     def _download(self, stored: str, path: Path, record: FileRecord) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.bucket.download(stored, path, record, self._leaving.is_set)
 
-    def _evict(self, index: OriginIndex) -> None:
-        """Remove the oldest versions that are current nowhere until the store fits its budget."""
+    def _evict(self, index: OriginIndex, keep: str | None = None) -> None:
+        """Remove versions until the store fits its budget, but none of a task to keep."""
+        with self._evicting:
+            self._remove_old(index)
+            if self.on_demand:
+                self._remove_unused(keep)
+            if self.cache_bytes > self.budget_bytes and not self._too_small:
+                log.warning(
+                    "%s: the versions that answer take %d bytes with their backbones, more than "
+                    "the budget of %d; they stay",
+                    self.store.root,
+                    self.cache_bytes,
+                    self.budget_bytes,
+                )
+            self._too_small = self.cache_bytes > self.budget_bytes
+
+    def _remove_old(self, index: OriginIndex) -> None:
+        """Remove the oldest versions that are current nowhere, while the store is too large."""
         total = sum(_sizes(self.store.root))
         removed = False
         for _, task, version in sorted(self._not_current(index)):
@@ -224,17 +336,39 @@ class Fetcher:
                 total -= size
                 removed = True
         if removed:
-            prune(self.store)
+            self._prune()
             total = sum(_sizes(self.store.root))
-        if total > self.budget_bytes and not self._too_small:
-            log.warning(
-                "%s: the versions that answer take %d bytes with their backbones, more than the "
-                "budget of %d; they stay",
-                self.store.root,
-                total,
-                self.budget_bytes,
-            )
-        self._too_small = total > self.budget_bytes
+        self.cache_bytes = total
+
+    def _remove_unused(self, keep: str | None) -> None:
+        """Remove tasks that nobody uses, the least recently used first, while it is too large."""
+        for task in sorted(self.store.tasks(), key=lambda name: self._used_s.get(name, 0.0)):
+            if self.cache_bytes <= self.budget_bytes:
+                return
+            if task != keep and self._remove_task(task):
+                self._prune()
+                self.cache_bytes = sum(_sizes(self.store.root))
+
+    def _prune(self) -> None:
+        # What this object holds is that of a version which is just coming.
+        prune(ArtifactStore.open(self.store.root))
+
+    def _remove_task(self, task: str) -> bool:
+        with self._lock_of(task, wait=False) as mine:
+            if not mine:  # it is coming just now
+                return False
+            with self._state:
+                self._going.add(task)
+            try:
+                if not self.let_go(task):
+                    return False
+                for version in self.store.version_names(task):
+                    self.store.remove(task, version, force=True)
+                log.info("%s: left the cache, it comes again when it is asked for", task)
+                return True
+            finally:
+                with self._state:
+                    self._going.discard(task)
 
     def _not_current(self, index: OriginIndex) -> Iterator[tuple[str, str, str]]:
         """Time of creation, task and name of each version that may leave."""

@@ -25,7 +25,7 @@ from ..protocol.model_info import (
     repository_index,
     server_metadata,
 )
-from ..protocol.version_names import find_version, require_name, stored_name
+from ..protocol.version_names import require_name, stored_name
 from ..service import Service
 from ..tasks.contract import Answer, InferRequest
 from .errors import GrpcError
@@ -71,12 +71,14 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelMetadata(self, request: Any, context: Any) -> Any:
         """Inputs, outputs and versions of a model."""
         current_record().task = request.name
+        await self._service.find(request.name, request.version)
         found = model_metadata(self._engine, request.name, request.version)
         return ParseDict(found, pb.ModelMetadataResponse())
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
         """The configuration that a Triton server would have for this model."""
         current_record().task = request.name
+        await self._service.find(request.name, request.version)
         found = model_config(self._engine, request.name, request.version)
         return ParseDict({"config": found}, pb.ModelConfigResponse())
 
@@ -91,7 +93,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
         """Every version of every model, and its state."""
         _require_no_repository(request)
-        found = await self._service.read(repository_index, self._engine, ready=request.ready)
+        found = await self._service.read(
+            repository_index, self._engine, ready=request.ready, absent=self._service.absent()
+        )
         return ParseDict({"models": found}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
@@ -159,7 +163,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         arrived_s = time.monotonic()
         service, engine, record = self._service, self._engine, current_record()
         record.task, record.call_id = request.model_name, request.id
-        find_version(engine, request.model_name, request.model_version)
+        patience_s = math.inf if remaining_s is None else remaining_s
+        await service.find(request.model_name, request.model_version, patience_s)
         if has_many_values(request, _MANY_VALUES):
             call = await service.decode(record, read_call, request)
         else:

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..first_use import FirstUse
 from ..protocol.tokens import Realm
 from ..service import Service
 from ..settings import ServerSettings
@@ -76,6 +77,7 @@ def build_app(
     *,
     tracing: Tracing | None = None,
     telemetry: Telemetry | None = None,
+    first_use: FirstUse | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -84,6 +86,7 @@ def build_app(
         settings: Of the server; the defaults if None.
         tracing: Where spans go; nowhere if None.
         telemetry: Shared with another transport; its own if None, with ``tracing``.
+        first_use: What brings tasks in that the engine has not; nothing does if None.
 
     Returns:
         An ASGI application; its ``state.service`` can be told to drain.
@@ -93,7 +96,7 @@ def build_app(
     if telemetry is None:
         metrics = Metrics(engine, max_tasks=settings.max_task_labels, version=version)
         telemetry = Telemetry(metrics=metrics, tracing=tracing)
-    service = Service(engine, settings, telemetry)
+    service = Service(engine, settings, telemetry, first_use)
     app = _App(
         title="GLoRA Deploy",
         version=version,

@@ -19,7 +19,6 @@ from ..protocol.model_info import (
     server_metadata,
 )
 from ..protocol.tensors import InferCall
-from ..protocol.version_names import find_version
 from . import schemas
 from .binary_tensors import EncodedReply, header_length, read_call, wants_binary, write_reply
 from .body import accepted_encoding, compress, read_body
@@ -80,7 +79,9 @@ async def get_all_statistics(request: Request) -> Response:
 async def get_model(request: Request, model: str, version: str = "") -> Response:
     """Inputs, outputs and versions of a model."""
     record_of(request).task = model
-    return json_response(model_metadata(service_of(request).engine, model, version))
+    service = service_of(request)
+    await service.find(model, version)
+    return json_response(model_metadata(service.engine, model, version))
 
 
 @router.get(
@@ -111,7 +112,9 @@ async def get_model_ready(request: Request, model: str, version: str = "") -> Re
 async def get_config(request: Request, model: str, version: str = "") -> Response:
     """The configuration that a Triton server would have for this model."""
     record_of(request).task = model
-    return json_response(model_config(service_of(request).engine, model, version))
+    service = service_of(request)
+    await service.find(model, version)
+    return json_response(model_config(service.engine, model, version))
 
 
 @router.get(
@@ -149,7 +152,7 @@ async def post_infer(request: Request, model: str, version: str = "") -> Respons
     service, record = service_of(request), record_of(request)
     limits = service.settings.limits
     record.task = model
-    served = find_version(service.engine, model, version)
+    served = await service.find(model, version)
     body = await read_body(request, limits)
     json_bytes = header_length(request.headers.get(JSON_LENGTH), len(body))
 

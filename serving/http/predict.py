@@ -22,7 +22,7 @@ from ..protocol.datatypes import BYTES, quoted
 from ..protocol.infer import IMAGE_BYTES
 from ..protocol.model_info import READY
 from ..protocol.tensors import InferCall, Tensor, object_array
-from ..protocol.version_names import client_name, find_version, require_name
+from ..protocol.version_names import client_name
 from ..service import Service
 from ..tasks.contract import Answer, ServedVersion, TaskEngine
 from . import schemas
@@ -49,9 +49,10 @@ async def get_tasks(request: Request) -> Response:
 @router.get("/v1/tasks/{task}", name="task", responses=schemas.answers(schemas.Task))
 async def get_task(request: Request, task: str) -> Response:
     """A task: its versions, labels and preprocessing."""
-    engine = service_of(request).engine
+    service = service_of(request)
+    engine = service.engine
     record_of(request).task = task
-    require_name("task", task)
+    await service.find(task)
     return json_response(_task(engine, engine.versions(task), labels=True))
 
 
@@ -72,7 +73,7 @@ async def post_predict(request: Request, task: str) -> Response:
     record.task = task
     top_k = query_number(request, "top_k", DEFAULT_LABELS, most=MAX_LABELS)
     version = request.query_params.get("version", "")
-    find_version(service.engine, task, version)
+    await service.find(task, version)
     files = await _files(request, await read_body(request, limits), service.engine.max_batch)
     values = object_array([file.data for file in files])
     tensor = Tensor(name=IMAGE_BYTES, datatype=BYTES, shape=values.shape, values=values)

@@ -48,7 +48,10 @@ async def post_index(request: Request) -> Response:
     ready = asked.get("ready", False)
     if not isinstance(ready, bool):
         raise InputError("ready must be true or false")
-    return json_response(await service.read(repository_index, service.engine, ready=ready))
+    found = await service.read(
+        repository_index, service.engine, ready=ready, absent=service.absent()
+    )
+    return json_response(found)
 
 
 @managed.post(

@@ -7,12 +7,13 @@ repository index, so gRPC fills its messages with ``google.protobuf.json_format.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from typing import Any
 
 from ..errors import InputError, UnknownTaskError
+from ..first_use import NOT_HERE
 from ..tasks.contract import Duration, ServedVersion, State, Statistics, TaskEngine
 from .infer import IMAGE, IMAGE_BYTES, OUTPUTS
 from .version_names import client_name, find_version, require_name
@@ -121,14 +122,27 @@ def model_config(engine: TaskEngine, task: str, version: str = "") -> dict[str, 
     }
 
 
-def repository_index(engine: TaskEngine, *, ready: bool = False) -> list[dict[str, str]]:
+def repository_index(
+    engine: TaskEngine, *, ready: bool = False, absent: Mapping[str, str] | None = None
+) -> list[dict[str, str]]:
     """Every version of every task, and whether it answers; with a reason where there is one.
 
     Args:
         engine: Knows the tasks.
         ready: List those that answer only.
+        absent: Tasks that come when they are first asked for, and their versions.
     """
-    return [
+    elsewhere = {} if ready else absent or {}
+    coming = [
+        {
+            "name": task,
+            "version": client_name(engine, task, version),
+            "state": "UNAVAILABLE",
+            "reason": NOT_HERE,
+        }
+        for task, version in elsewhere.items()
+    ]
+    return coming + [
         {
             "name": each.task,
             "version": client_name(engine, each.task, each.version),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, start_http_server
 from prometheus_client.registry import Collector
 
+from ..first_use import TaskSource
 from ..tasks.contract import Duration, Statistics, TaskEngine
 from .request_record import RequestRecord
 
@@ -62,9 +64,17 @@ class Metrics:
         engine: Asked for its counts at every scrape.
         max_tasks: Tasks with series of their own.
         version: Of this program.
+        source: What fills the store; nothing does if None.
     """
 
-    def __init__(self, engine: TaskEngine, *, max_tasks: int, version: str) -> None:
+    def __init__(
+        self,
+        engine: TaskEngine,
+        *,
+        max_tasks: int,
+        version: str,
+        source: TaskSource | None = None,
+    ) -> None:
         self.labels = TaskLabels(engine.tasks, max_tasks)
         registry = self._registry = CollectorRegistry(auto_describe=False)
         self._requests = Counter(
@@ -108,6 +118,8 @@ class Metrics:
             registry=registry,
         )
         registry.register(_EngineCounts(engine, self.labels, version))
+        if source is not None:
+            registry.register(_SourceCounts(source))
 
     def started(self, protocol: str) -> None:
         """Count a request that has come."""
@@ -234,3 +246,35 @@ class _EngineCounts(Collector):
             for label, total in sums.items():
                 family.add_metric((label,), total)
             yield family
+
+
+class _SourceCounts(Collector):
+    """How it stands with what fills the store, read at every scrape."""
+
+    def __init__(self, source: TaskSource) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        source = self._source
+        up = int(not source.is_away)
+        yield GaugeMetricFamily("glora_origin_up", "Whether it answered when last asked.", up)
+        if source.answered_s is not None:
+            age_s = time.monotonic() - source.answered_s
+            yield GaugeMetricFamily(
+                "glora_origin_answered_age_seconds", "Since it last answered.", age_s
+            )
+        offered = len(source.offered())
+        yield GaugeMetricFamily("glora_origin_tasks", "Tasks that it has.", offered)
+        for name, what, value in (
+            ("glora_cache_bytes", "Of versions and backbones fetched.", source.cache_bytes),
+            ("glora_cache_budget_bytes", "Most that they may take.", source.budget_bytes),
+        ):
+            yield GaugeMetricFamily(name, what, value)
+        for name, what, total in (
+            ("glora_origin_fetches", "Versions fetched since the start.", source.n_fetched),
+            ("glora_origin_failed_fetches", "Versions that could not be.", source.n_failed),
+        ):
+            yield CounterMetricFamily(name, what, total)
