@@ -55,7 +55,8 @@ def serve(
         str,
         typer.Option(
             envvar=STORE_VARIABLE,
-            help="Folder of the artifact store; or an origin to follow, s3://BUCKET/PREFIX.",
+            help="Folder of the artifact store; or an origin to follow, s3://BUCKET/PREFIX or "
+            "hf://USER/REPO.",
         ),
     ] = str(DEFAULT_STORE),
     host: Annotated[

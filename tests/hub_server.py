@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
@@ -161,7 +161,8 @@ class _Answer:
     def make(self) -> Reply:
         if self.token not in ("", READ, WRITE):
             return _error(401, "", "Invalid username or password.")
-        if self.method == "POST" and self.token != WRITE:
+        reads = self.method != "POST" or "/paths-info/" in self.path
+        if not reads and self.token != WRITE:
             return _error(403 if self.token else 401, "", "You may not do this.")
         if self.method == "PUT":  # to an address that batch() gave, so no token is needed
             self.hub.large[self.path.rpartition("/")[2]] = self.body
@@ -176,7 +177,7 @@ class _Answer:
             return self.whoami()
         if self.path == "/api/repos/create":
             return self.create(json.loads(self.body))
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z]+)/(.+))?", self.path):
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+)/(.+))?", self.path):
             name, verb, rest = found[1], found[2] or "revision", found[3] or "main"
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/(resolve)/(.+)", self.path):
             name, verb, rest = found[1], found[2], found[3]
@@ -196,6 +197,8 @@ class _Answer:
         match verb:
             case "tree":
                 return _json(_tree(repo.files(revision)))
+            case "paths-info":
+                return self.paths_info(repo.files(revision))
             case "preupload":
                 return self.preupload(repo.files(revision))
             case "commit":
@@ -226,6 +229,10 @@ class _Answer:
             return _error(409, "", "Reference already exists")
         repo.branches[name] = repo.branches["main"]
         return _json({})
+
+    def paths_info(self, files: Files) -> Reply:
+        asked = parse_qs(self.body.decode())["paths"]
+        return _json([entry for entry in _tree(files) if entry["path"] in asked])
 
     def preupload(self, files: Files) -> Reply:
         asked = [entry["path"] for entry in json.loads(self.body)["files"]]

@@ -15,8 +15,8 @@ from typing import Literal
 from moto.server import ThreadedMotoServer
 
 from glora_deploy.export.pipeline import ExportConfig
-from glora_deploy.origins.bucket import Bucket
 from glora_deploy.origins.fetch import Fetcher
+from glora_deploy.origins.s3_bucket import S3Bucket
 from glora_deploy.store.store import ArtifactStore
 
 BUCKET = "models"
@@ -84,9 +84,9 @@ class Origin:
     def url(self) -> str:
         return f"s3://{BUCKET}/{self.prefix}"
 
-    def bucket(self) -> Bucket:
+    def bucket(self) -> S3Bucket:
         """A client that tries everything once."""
-        return Bucket(self.url, retries=0)
+        return S3Bucket(self.url, retries=0)
 
     def fetcher(self, cache: Path, budget_bytes: int = ROOM) -> Fetcher:
         return Fetcher(self.bucket(), ArtifactStore.create(cache), budget_bytes)

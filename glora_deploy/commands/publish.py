@@ -26,7 +26,7 @@ def publish(
         ),
     ],
     to: Annotated[
-        str, typer.Option(metavar="URL", help="The origin: s3://BUCKET or s3://BUCKET/PREFIX.")
+        str, typer.Option(metavar="URL", help="The origin: s3://BUCKET/PREFIX or hf://USER/REPO.")
     ],
     version: Annotated[
         str | None,
@@ -45,16 +45,16 @@ def publish(
     One write makes it visible, once all of it is there; interrupted, run it again. A version that
     is published already becomes current again, and nothing of it is sent. The endpoint and the
     credentials are those of AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and
-    AWS_SECRET_ACCESS_KEY.
+    AWS_SECRET_ACCESS_KEY, or of HF_ENDPOINT and HF_TOKEN.
     """
     with wrong_usage_of("--to"):
         require_address(to)
-    from ..origins.bucket import Bucket
+    from ..origins.bucket import open_bucket
     from ..origins.publish import publish as send
     from ..store.store import ArtifactStore
 
     with one_line_errors("interrupted; run it again, what was sent stays"):
-        done = send(ArtifactStore.open(store), Bucket(to), task, version)
+        done = send(ArtifactStore.open(store), open_bucket(to), task, version)
     if quiet:
         return
     if done.was_current:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import OriginError
 from ..store.store import ArtifactStore
-from .bucket import Bucket
+from .bucket import open_bucket
 from .fetch import Fetcher
 
 _RETRIES = 2
@@ -56,7 +56,7 @@ def kept_in_step(
         StoreError: If the local store cannot be written.
         MissingDependencyError: If obstore is not installed.
     """
-    bucket = Bucket(url, retries=_RETRIES)
+    bucket = open_bucket(url, retries=_RETRIES)
     store = ArtifactStore.create(cache_place(cache_dir, url))
     fetcher = Fetcher(bucket, store, budget_bytes, on_demand=on_demand)
     fetcher.look()

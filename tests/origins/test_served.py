@@ -114,7 +114,7 @@ def test_the_command_publishes_and_rolls_back(store: ArtifactStore, origin: Orig
 
 
 def test_an_address_of_another_kind_is_refused(store: ArtifactStore) -> None:
-    done = run("publish", "--task", "pets", "--store", store.root, "--to", "hf://user/pets")
+    done = run("publish", "--task", "pets", "--store", store.root, "--to", "gs://models/pets")
     assert done.exit_code == 2
     assert "an origin must be s3://BUCKET" in done.stderr
 
