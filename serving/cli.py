@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +19,7 @@ from glora_deploy.store.default_place import DEFAULT_STORE, STORE_VARIABLE
 
 from .protocol.limits import Limits
 from .protocol.tokens import MIN_CHARS, Tokens, is_strong
+from .scale_out.front import front_of, require_replicas
 from .settings import LOOPBACK, ServerSettings
 from .tasks.settings import Backend, EngineSettings, MixedBatches
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:  # it reads a store, which --help does without
 TOKEN, MANAGEMENT_TOKEN = "GLORA_TOKEN", "GLORA_MANAGEMENT_TOKEN"
 """Environment variables that hold the tokens, unless a file does."""
 
-ENGINE, TASKS, ORIGIN, LIMITS, ACCESS, TELEMETRY = (
-    "Engine", "Tasks in memory", "A store at an origin", "Limits", "Who may ask",
-    "What operators see",
+ENGINE, TASKS, ORIGIN, REPLICAS, LIMITS, ACCESS, TELEMETRY = (
+    "Engine", "Tasks in memory", "A store at an origin", "Several replicas, on Ray", "Limits",
+    "Who may ask", "What operators see",
 )  # fmt: skip
 
 _OPTIONS = {
@@ -189,6 +190,52 @@ def serve(
             rich_help_panel=ORIGIN,
         ),
     ] = 10.0,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Have so many processes answer, each a whole engine; this one is their front.",
+            rich_help_panel=REPLICAS,
+            show_default="this process answers",
+        ),
+    ] = None,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Start more of them, to so many, when they are busy.",
+            rich_help_panel=REPLICAS,
+            show_default="as many as at the start",
+        ),
+    ] = None,
+    target_ongoing: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Requests in work at a replica to keep to.", rich_help_panel=REPLICAS
+        ),
+    ] = 8.0,
+    replica_cpus: Annotated[
+        float,
+        typer.Option(min=0.01, help="Reserved for each replica.", rich_help_panel=REPLICAS),
+    ] = 1.0,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster to start them on, auto for the one of this machine. Every machine of "
+            "it has the store at the same place.",
+            rich_help_panel=REPLICAS,
+            show_default="one of this machine alone",
+        ),
+    ] = None,
+    attach: Annotated[
+        bool,
+        typer.Option(
+            "--attach",
+            help="Be one more front of the replicas that another one started on the cluster.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = False,
     max_queue: Annotated[
         int, typer.Option(min=1, help="Images that may wait.", rich_help_panel=LIMITS)
     ] = 256,
@@ -309,6 +356,10 @@ def serve(
             management=read_token(management_token_file, MANAGEMENT_TOKEN),
         )
     with _wrong_settings():
+        several = attach or replicas is not None
+        require_replicas(
+            store, fetch, several=several, attach=attach, cluster=cluster, max_replicas=max_replicas
+        )
         limits = Limits(
             max_body_bytes=body_bytes,
             max_pixels=max_pixels,
@@ -320,7 +371,8 @@ def serve(
             device=device,
             precision=precision,
             int8=int8,
-            threads=threads,
+            # Replicas share the cores of a machine.
+            threads=1 if threads is None and several else threads,
             memory_budget_bytes=budget_bytes,
             max_batch=max_batch,
             max_delay_ms=max_delay_ms,
@@ -361,16 +413,25 @@ def serve(
                 poll_s=poll_s,
                 on_demand=fetch == "first-use",
             )
-        with followed as source:
+        with ExitStack() as stack:
+            source = stack.enter_context(followed)
             if source is not None and source.on_demand:
                 for task in dict.fromkeys((*engine_settings.pins, *engine_settings.prefetch)):
                     source.fetch(task)
+            folder = Path(store) if source is None else source.store.root
+            engine_type = None
+            if several:
+                scale = (replicas or 1, max_replicas, target_ongoing, replica_cpus)
+                engine_type = stack.enter_context(
+                    front_of(folder, engine_settings, scale, cluster=cluster, attach=attach)
+                )
             run_server(
-                Path(store) if source is None else source.store.root,
+                folder,
                 engine_settings,
                 settings,
                 otlp_endpoint=otlp_endpoint,
                 announce=_announce,
+                engine_type=engine_type,
                 source=source,
             )
 

@@ -17,7 +17,6 @@ import typer.main
 import glora_deploy.commands.main
 import glora_deploy.export.cli.commands
 import glora_deploy.serving.cli
-import glora_deploy.serving.scale_out.cli
 import glora_deploy.training.cli
 from tracked_files import ROOT, tracked_files
 
@@ -36,7 +35,6 @@ PROGRAMS = {
     "glora-train": glora_deploy.training.cli.app,
     "python -m glora_deploy.export": glora_deploy.export.cli.commands.app,
     "python -m glora_deploy.serving": glora_deploy.serving.cli.app,
-    "python -m glora_deploy.serving.scale_out": glora_deploy.serving.scale_out.cli.app,
     "python -m glora_deploy.training": glora_deploy.training.cli.app,
 }
 OTHERS = {"docker", "git", "make", "pip", "python", "tritonserver"}

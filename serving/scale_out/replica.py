@@ -19,6 +19,7 @@ from ..tasks.contract import Answer, InferRequest
 from ..tasks.engine import StoreEngine
 from ..tasks.settings import EngineSettings
 
+DEPLOYMENT = "engine"
 _ROUTED_VERSIONS = 256
 """That a replica is known for; Ray takes the number where the class is written."""
 
@@ -45,6 +46,10 @@ class Scale:
     """Requests in work at each replica that more replicas are started to keep to."""
     cpus: float = 1.0
     """Reserved for each replica."""
+    upscale_delay_s: float = 30.0
+    """That they must be busy before there are more."""
+    downscale_delay_s: float = 600.0
+    """That they must be idle before there are fewer."""
 
 
 class EngineReplica:
@@ -124,7 +129,10 @@ def replicas_app(store: str, settings: EngineSettings, scale: Scale) -> Any:
         # A batch collects what is in work, and the engine's own queue says when it is too much.
         "max_ongoing_requests": max(settings.max_queue, settings.max_batch),
         "max_queued_requests": settings.max_queue,
-        "ray_actor_options": {"num_cpus": scale.cpus},
+        "ray_actor_options": {
+            "num_cpus": scale.cpus,
+            "num_gpus": 1 if settings.device == "cuda" else 0,
+        },
         "health_check_period_s": 2,
     }
     if scale.max_replicas is not None and scale.max_replicas > scale.replicas:
@@ -132,7 +140,9 @@ def replicas_app(store: str, settings: EngineSettings, scale: Scale) -> Any:
             "min_replicas": scale.replicas,
             "max_replicas": scale.max_replicas,
             "target_ongoing_requests": scale.target_ongoing,
+            "upscale_delay_s": scale.upscale_delay_s,
+            "downscale_delay_s": scale.downscale_delay_s,
         }
     else:
         options["num_replicas"] = scale.replicas
-    return serve.deployment(name="engine", **options)(EngineReplica).bind(store, settings)
+    return serve.deployment(name=DEPLOYMENT, **options)(EngineReplica).bind(store, settings)

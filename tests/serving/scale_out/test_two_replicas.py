@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -16,8 +15,6 @@ import tritonclient.http as triton
 pytest.importorskip("ray", reason="needs the extra ray")
 
 from glora_deploy.serving.http.app import build_app
-from glora_deploy.serving.scale_out.cluster import replicas
-from glora_deploy.serving.scale_out.replica import Scale
 from glora_deploy.serving.scale_out.routed_engine import RoutedEngine
 from glora_deploy.serving.tasks.contract import InferRequest
 from glora_deploy.serving.tasks.engine import StoreEngine
@@ -34,28 +31,17 @@ IMAGES = np.random.default_rng(1).normal(size=(1, 3, 32, 32)).astype(np.float32)
 pytestmark = pytest.mark.filterwarnings("default")  # of Ray itself
 
 
-@pytest.fixture(scope="module")
-def store(
-    trained: tuple[ArtifactStore, Artifact], tmp_path_factory: pytest.TempPathFactory
-) -> ArtifactStore:
-    """Task i answers class i."""
-    root = tmp_path_factory.mktemp("scaled") / "artifacts"
-    shutil.copytree(trained[0].root, root)
-    made = ArtifactStore.open(root)
-    for mark, task in enumerate(TASKS):
-        add_marked_task(made, trained[1], task, mark=mark, n_classes=8, seed=mark)
-    return made
+@pytest.fixture
+def store(scaled_store: ArtifactStore) -> ArtifactStore:
+    return scaled_store
 
 
-@pytest.fixture(scope="module")
-def engine(store: ArtifactStore) -> Iterator[RoutedEngine]:
-    with replicas(store.root, SETTINGS, Scale(replicas=2, cpus=0.5)) as handle:
-        made = RoutedEngine(store.root, SETTINGS, handle)
-        yield made
-        made.close(5)
+@pytest.fixture
+def engine(two_replicas: RoutedEngine) -> RoutedEngine:
+    return two_replicas
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def address(engine: RoutedEngine) -> Iterator[str]:
     with serving(build_app(engine)) as served:
         yield served.address
@@ -85,7 +71,7 @@ def test_each_task_answers_as_itself_from_replicas_that_hold_it(
     engine: RoutedEngine, address: str, store: ArtifactStore
 ) -> None:
     right = expected(store)
-    assert len({each.tobytes() for each in right.values()}) == len(TASKS) + 1  # and colours
+    assert len({each.tobytes() for each in right.values()}) == len(TASKS) + 2  # and colours
     with triton.InferenceServerClient(address) as client:
         for turn in range(20):
             for task in TASKS:
