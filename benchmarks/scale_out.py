@@ -155,12 +155,9 @@ def main() -> None:
         swaps = servers["one process"].metric("glora_swaps_total")
         after = {n: median(map(resident_mb, s.replica_pids())) for n, s in servers.items()}
     n_cold = sum(map(len, waits["cold", "one process"]))
-    print(
-        f"{arguments.backbone}, {merged_mb:.1f} MB merged, {delta_mb:.2f} MB a delta, budget {budget}"
-    )
-    print(
-        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, {arguments.clients} clients"
-    )
+    sizes = f"{merged_mb:.1f} MB merged, {delta_mb:.2f} MB a delta, budget {budget}"
+    print(f"{arguments.backbone}, {sizes}, {arguments.clients} clients")
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
     for kind in ("hot", "cold"):
         base = [len(each) for each in waits[kind, "one process"]]
         for name in servers:
