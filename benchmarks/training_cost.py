@@ -1,9 +1,9 @@
-"""What training GLoRA costs beside LoRA: time, memory and bytes, on one device.
+"""What each method of training costs and reaches: time, memory, bytes, accuracy, on one device.
 
 Everything printed comes from this one run, on this machine::
 
     python benchmarks/training_cost.py --backbone vit_base_patch16_224 --checkpoint random:0
-    python benchmarks/training_cost.py --data digits
+    python benchmarks/training_cost.py --data digits --epochs 12 --methods glora lora ssf
 
 Each method trains the same task in a process of its own, by ``glora_deploy.training.train``. Memory
 is the most that tensors took on a GPU, else the most that the process took, less what it had taken
@@ -23,12 +23,12 @@ import torch
 
 from glora_deploy.machine import Machine
 from glora_deploy.training import train
+from glora_deploy.training.methods import METHODS
 
 ROW = "{:<22}{:>12}{:>12}{:>12}{:>14}{:>12}{:>9}"
-METHODS = {
-    "LoRA on qkv": {"method": "lora"},
-    "LoRA on every linear": {"method": "lora", "include": "*"},
-    "GLoRA": {"method": "glora"},
+RUNS: dict[str, dict[str, object]] = {
+    **{name: {"method": name} for name in METHODS},
+    "lora on every linear": {"method": "lora", "include": "*"},
 }
 
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--generations", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -84,8 +85,9 @@ def main() -> None:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else str(Machine.here())
     print(f"{arguments.backbone}, {arguments.data}, batches of {arguments.batch_size}, {where}\n")
     print(ROW.format("", "s/epoch", "search s", "peak MB", "numbers", "delta MB", "test"))
-    for name, method in METHODS.items():
-        asked = {**common, **method, **(searched if method["method"] == "glora" else {})}
+    for name in arguments.methods:
+        searches = METHODS[str(RUNS[name]["method"])].searches
+        asked = {**common, **RUNS[name], **(searched if searches else {})}
         command = [sys.executable, __file__, "--one", json.dumps(asked)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
