@@ -125,6 +125,46 @@ def test_keywords_and_defaults_are_those_of_the_command_line() -> None:
             "population and retrain: no effect with method lora",
         ),
         (
+            {"task": "digits", "method": "dora"},
+            ["method"],
+            "method must be one of bitfit, .*ssf, got 'dora'",
+        ),
+        (
+            {"task": "digits", "method": "ssf", "ranks": [4]},
+            ["ranks"],
+            "ranks: no effect with method ssf, which has none",
+        ),
+        (
+            {"task": "digits", "method": "lora", "scale": 2.0},
+            ["scale"],
+            "scale: no effect with method lora, which has none",
+        ),
+        (
+            {"task": "digits", "method": "fact-tt", "scale": 0.0},
+            ["scale"],
+            "scale must be finite and not 0",
+        ),
+        (
+            {"task": "digits", "method": "fact-tt", "layers": "linear,conv"},
+            ["kinds"],
+            "kinds must be of linear for --method fact-tt, got linear, conv",
+        ),
+        (
+            {"task": "digits", "method": "repadapter", "ranks": [8, 4]},
+            ["ranks"],
+            "ranks must be one for --method repadapter, got 8, 4",
+        ),
+        (
+            {"task": "digits", "method": "bitfit", "max_parameters": 5},
+            ["max_parameters"],
+            "max_parameters: no effect with method bitfit, which searches nothing",
+        ),
+        (
+            {"task": "digits", "method": "ssf", "compare_lora": True},
+            ["compare_lora"],
+            "compare_lora must go with --method glora, got ssf",
+        ),
+        (
             {"task": "digits", "layers": "affine", "ranks": [3]},
             ["ranks"],
             "ranks: no effect on affine layers",

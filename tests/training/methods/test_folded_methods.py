@@ -85,6 +85,16 @@ def test_a_vit_b_has_as_many_numbers_to_train_as_its_authors_state(
     assert method.n_trained(layers, config) == n_parameters
 
 
+def test_swin_has_its_99_layers_and_those_without_a_bias_take_no_c_d_or_e() -> None:
+    config = TrainConfig.preset("paper", ranks=(4,))
+    layers = require_layers(outline("swin_base_patch4_window7_224"), config, METHODS["glora"])
+    without = [name for name, shape in layers.items() if not shape.bias]
+    assert (len(layers), len(without)) == (99, 3)
+    assert all(name.endswith("reduction") for name in without)
+    largest = SearchSpace(layers, (4,)).largest()
+    assert all(str(largest[name][support]) == "none" for name in without for support in "CDE")
+
+
 @pytest.mark.parametrize(("rank", "mean"), [(8, 0.880), (4, 0.499), (2, 0.309)])
 def test_the_papers_three_sizes_have_the_mean_of_a_uniform_draw(rank: int, mean: float) -> None:
     config = TrainConfig.preset("paper", ranks=(rank,))
