@@ -53,6 +53,10 @@ class TaskSource(Protocol):
         """Every task there is, and its current version."""
         ...
 
+    def offers(self, task: str) -> bool:
+        """Whether there is such a task."""
+        ...
+
     def holds(self, task: str) -> bool:
         """Whether a task is in the store, and stays for now."""
         ...
@@ -85,6 +89,8 @@ class FirstUse:
         self._failed: dict[str, tuple[float, str]] = {}
         """When a task may be tried again, and why it did not come."""
         self._used_s: dict[str, float] = {}
+        self._out: set[str] = set()
+        """Tasks that were taken out of the engine so that they can leave the store."""
         self._lock = threading.Lock()
         source.let_go = self._let_go
 
@@ -95,9 +101,9 @@ class FirstUse:
 
     def is_absent(self, task: str) -> bool:
         """Whether a task is one that can be brought in."""
-        return task in self._source.offered() and not (
-            task in self._engine.tasks() and self._source.holds(task)
-        )
+        if not self._source.offers(task):
+            return False
+        return task in self._out or not (task in self._engine.tasks() and self._source.holds(task))
 
     def note_use(self, task: str) -> None:
         """A task is asked for."""
@@ -131,6 +137,7 @@ class FirstUse:
         try:
             self._source.fetch(task)
             self._engine.load(task)
+            self._out.discard(task)
         except (GloraDeployError, OSError) as error:
             log.warning("%s: could not be brought in: %s", task, error)
             # What went wrong may name places; those who ask are told none.
@@ -152,11 +159,13 @@ class FirstUse:
         try:
             if any(each.pinned for each in self._engine.versions(task)):
                 return False
+            self._out.add(task)
             self._engine.unload(task)
             until_s = time.monotonic() + _LEAVE_S
             while any(each.state == "UNLOADING" for each in self._engine.versions(task)):
                 if time.monotonic() > until_s:
                     self._engine.load(task)
+                    self._out.discard(task)
                     return False
                 time.sleep(0.02)
         except UnknownTaskError:

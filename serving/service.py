@@ -69,7 +69,6 @@ class Service:
         if first_use is None:
             return find_version(self.engine, task, version)
         require_name("task", task)
-        first_use.note_use(task)
         try:
             served = find_version(self.engine, task, version)
         except UnknownTaskError:
@@ -77,9 +76,20 @@ class Service:
                 raise
         else:
             if served.state == READY or not first_use.is_absent(task):
+                first_use.note_use(task)
                 return served
         await first_use.bring(task, patience_s)
+        first_use.note_use(task)
         return find_version(self.engine, task, version)
+
+    async def bring(self, task: str) -> None:
+        """Bring a task in, if it is one that is not here yet: before it is managed.
+
+        Raises:
+            UnavailableError: If it cannot be brought in, or not in time.
+        """
+        if self._first_use is not None and self._first_use.is_absent(task):
+            await self._first_use.bring(task)
 
     def absent(self) -> Mapping[str, str]:
         """Tasks that come when they are first asked for, and their versions."""

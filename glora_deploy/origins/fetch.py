@@ -126,6 +126,11 @@ class Fetcher:
         index = self._index
         return {} if index is None else {task: each.current for task, each in index.tasks.items()}
 
+    def offers(self, task: str) -> bool:
+        """Whether the origin has a task, as last looked at."""
+        index = self._index
+        return index is not None and task in index.tasks
+
     def holds(self, task: str) -> bool:
         """Whether a task is in the store, and stays there for now."""
         with self._state:
@@ -204,7 +209,7 @@ class Fetcher:
                 self._passed_over[task] = left - 1, of
                 continue
             try:
-                self._take_over(index, task, published.current, entry)
+                self._take_over(index, task, published.current, entry, only_held=self.on_demand)
             except (GloraDeployError, OSError) as error:
                 of = min(max(1, 2 * of), _MAX_SKIPPED)
                 self._passed_over[task] = of, of
@@ -220,16 +225,26 @@ class Fetcher:
             self._evict(index)
 
     def _take_over(
-        self, index: OriginIndex, task: str, version: str, entry: PublishedVersion
+        self,
+        index: OriginIndex,
+        task: str,
+        version: str,
+        entry: PublishedVersion,
+        *,
+        only_held: bool = False,
     ) -> None:
         with self._lock_of(task):
+            if only_held and not self.store.version_names(task):
+                return  # it has left meanwhile
             if not self._has(task, version, entry):
                 try:
                     self._fetch(index, task, version, entry)
                 except BaseException:
-                    self.n_failed += 1
+                    with self._state:
+                        self.n_failed += 1
                     raise
-                self.n_fetched += 1
+                with self._state:
+                    self.n_fetched += 1
                 log.info("%s/%s: fetched from %s", task, version, self.bucket.url)
             if not self._names_current(task, version):
                 self.store.set_current(task, version)
@@ -362,8 +377,12 @@ class Fetcher:
             try:
                 if not self.let_go(task):
                     return False
-                for version in self.store.version_names(task):
-                    self.store.remove(task, version, force=True)
+                try:
+                    for version in self.store.version_names(task):
+                        self.store.remove(task, version, force=True)
+                except (StoreError, OSError) as error:
+                    log.warning("%s could not leave the cache: %s", task, error)
+                    return False
                 log.info("%s: left the cache, it comes again when it is asked for", task)
                 return True
             finally:

@@ -101,6 +101,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
         """Read a task anew and let it answer; with the parameter ``version``, that version."""
         version = self._named_version(request)
+        await self._service.bring(request.model_name)
         served = await self._service.manage(self._engine.load, request.model_name, version)
         record = current_record()
         record.version, record.delta_sha256 = served.version, served.delta_sha256

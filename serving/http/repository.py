@@ -91,6 +91,7 @@ async def post_unload(request: Request, model: str) -> Response:
 async def post_prefetch(request: Request, task: str) -> Response:
     """Have the merged weights in memory before they are asked for."""
     service, version = service_of(request), _version(request, task)
+    await service.bring(task)
     await service.manage(service.engine.prefetch, task, version)
     return Response()
 
@@ -100,6 +101,7 @@ async def put_pin(request: Request, task: str) -> Response:
     """Keep the weights of a task in memory whatever else is asked for."""
     service = service_of(request)
     _require_task(request, task)
+    await service.bring(task)
     await service.manage(service.engine.pin, task, pinned=True)
     return Response()
 
@@ -117,6 +119,7 @@ async def delete_pin(request: Request, task: str) -> Response:
 
 async def _load(request: Request, model: str) -> ServedVersion:
     service, version = service_of(request), _version(request, model)
+    await service.bring(model)
     return await service.manage(service.engine.load, model, version)
 
 

@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 
 from calls_http import IMAGES, listed
-from glora_deploy.errors import NotInStoreError, OriginError
+from glora_deploy.errors import NotInStoreError, OriginError, StoreError
 from glora_deploy.export.pipeline import export
 from glora_deploy.origins.fetch import Fetcher
 from glora_deploy.origins.publish import publish
@@ -169,6 +169,32 @@ class TestFirstUse:
         assert engine.describe("cars").state == "READY"
         assert engine.describe("pets").state == "READY"  # it is pinned
 
+    def test_a_task_that_could_not_leave_comes_back(
+        self,
+        parts: tuple[Fetcher, StoreEngine, FirstUse],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        fetcher, engine, brings = parts
+        monkeypatch.setattr(first_use, "IDLE_S", 0.0)
+        asyncio.run(brings.bring("cars"))
+        fetcher.budget_bytes = 1
+
+        remove = fetcher.store.remove
+
+        def refuse(task: str, *version: str, force: bool = False) -> None:
+            if task == "cars":
+                raise StoreError("busy")
+            remove(task, *version, force=force)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fetcher.store, "remove", refuse)
+            asyncio.run(brings.bring("pets"))
+        assert fetcher.holds("cars")
+        assert engine.describe("cars").state == "UNAVAILABLE"
+        assert brings.is_absent("cars")
+        asyncio.run(brings.bring("cars"))
+        assert engine.describe("cars").state == "READY"
+
     def test_a_failure_is_told_and_not_repeated_at_once(
         self,
         parts: tuple[Fetcher, StoreEngine, FirstUse],
@@ -208,11 +234,13 @@ class TestFirstUse:
 
 
 @contextmanager
-def serving(origin: Origin, cache: Path, *more: str) -> Iterator[tuple[Any, str, str]]:
+def serving(
+    origin: Origin, cache: Path, *more: str, env: dict[str, str] | None = None
+) -> Iterator[tuple[Any, str, str]]:
     """The program that follows an origin: its process, its address, and that of gRPC."""
     arguments = ("--threads", "1", "--no-log-requests", "--store", origin.url, "--grpc-port", "0")
     options = ("--cache-dir", str(cache), "--poll-s", "0.05", *more)
-    with running(*arguments, *options) as (process, first):
+    with running(*arguments, *options, env=env) as (process, first):
         address, _, grpc = first.partition(" serves ")
         yield process, address, grpc.rpartition(" ")[2]
 
@@ -262,6 +290,26 @@ def test_the_program_lists_all_and_fetches_what_is_asked_for(
         np.testing.assert_allclose(logits, expected["pets"], atol=1e-4)
         states = {each["name"]: each["state"] for each in ask(url, "/v2/repository/index", {})}
         assert states == {"cars": "READY", "pets": "READY"}
+
+
+def test_managing_a_task_brings_it_in(
+    published: ArtifactStore, origin: Origin, tmp_path: Path
+) -> None:
+    token = "a-token-to-manage-with"
+    headers = {"authorization": f"Bearer {token}"}
+
+    def post(url: str, method: str = "POST") -> None:
+        sent = urllib.request.Request(url, b"", headers, method=method)
+        with urllib.request.urlopen(sent) as response:
+            assert response.status == 200
+
+    environment = {"GLORA_MANAGEMENT_TOKEN": token}
+    with serving(origin, tmp_path / "cache", env=environment) as (_, url, grpc):
+        post(f"{url}/v1/tasks/cars/pin", "PUT")
+        assert ask(url, "/v2/models/cars/ready") is None
+        with triton_grpc.InferenceServerClient(grpc) as client:
+            client.load_model("pets", headers=headers)
+            assert client.is_model_ready("pets")
 
 
 def test_metadata_is_a_first_use_too(
