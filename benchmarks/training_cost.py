@@ -46,14 +46,13 @@ def run_one(settings: dict[str, object]) -> dict[str, object]:
     before = peak_bytes()
     with tempfile.TemporaryDirectory() as store:
         (outcome,) = train("task", store=store, **settings)  # type: ignore[arg-type]
-    record = outcome.artifact.manifest.training
+    manifest = None if outcome.artifact is None else outcome.artifact.manifest
     return {
-        "train_s": record.seconds,
-        "search_s": record.settings.get("search_seconds", 0.0),
-        "epochs": record.epochs,
+        "train_s": outcome.train_s,
+        "search_s": outcome.search_s,
         "peak": peak_bytes() - before,
         "parameters": outcome.n_parameters,
-        "bytes": outcome.artifact.manifest.adapter.size_bytes,
+        "bytes": 0 if manifest is None else manifest.adapter.size_bytes,
         "test": outcome.test_accuracy,
     }
 
@@ -96,7 +95,7 @@ def main() -> None:
         print(
             ROW.format(
                 name,
-                f"{found['train_s'] / found['epochs']:.2f}",
+                f"{found['train_s'] / arguments.epochs:.2f}",
                 f"{found['search_s']:.1f}",
                 f"{found['peak'] / 1e6:.0f}",
                 f"{found['parameters']:,}",

@@ -48,7 +48,7 @@ TORCH_FREE = (
 OPTIONAL = {
     "jinja2": {"glora_deploy/report/page.py"},
     "matplotlib": {"glora_deploy/report/canvas.py"},
-    "obstore": {"glora_deploy/origins/bucket.py"},
+    "obstore": {"glora_deploy/origins/s3_bucket.py"},
     "onnxruntime": {"export/onnx_model/ort_session.py", "glora_deploy/onnx_runtime.py"},
     "sklearn": {"glora_deploy/data/built_in_tasks.py", "glora_deploy/report/embedding.py"},
     "timm": {"glora_deploy/backbones/load.py"},

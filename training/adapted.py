@@ -72,6 +72,23 @@ class Adapted(ABC):
         """``layer.weight`` and ``layer.bias`` of every adapted layer, as the backbone has them."""
 
 
+def build_frozen(
+    backbone: Backbone, n_classes: int, config: TrainConfig, *, seed: int
+) -> nn.Module:
+    """A vanilla network, all of it frozen but its new classifier, on the CPU.
+
+    Raises:
+        SettingError: If the architecture knows no drop path and the configuration asks for it.
+    """
+    arguments = _with_drop_path(backbone.model_args, config)
+    with _drop_path_refused(config):
+        model = replace(backbone, model_args=arguments).build(n_classes, seed=seed)
+    model.requires_grad_(False)
+    for name in backbone.classifier:
+        model.get_submodule(name).requires_grad_(True)
+    return model
+
+
 def build_to_adapt(
     backbone: Backbone,
     n_classes: int,
@@ -98,13 +115,8 @@ def build_to_adapt(
         SettingError: If no layer matches, or the architecture knows no drop path and the
             configuration asks for it.
     """
-    arguments = _with_drop_path(backbone.model_args, config)
-    with _drop_path_refused(config):
-        model = replace(backbone, model_args=arguments).build(n_classes, seed=seed)
+    model = build_frozen(backbone, n_classes, config, seed=seed)
     layers = choose_layers(model, config, backbone.classifier, method=method, strict=strict)
-    model.requires_grad_(False)
-    for name in backbone.classifier:
-        model.get_submodule(name).requires_grad_(True)
     return model, layers
 
 
@@ -119,10 +131,19 @@ def require_layers(
     Raises:
         SettingError: As ``build_to_adapt``.
     """
+    model = build_outline(plan, config)
+    return choose_layers(model, config, plan.classifier, method=method, strict=strict)
+
+
+def build_outline(plan: Outline, config: TrainConfig) -> nn.Module:
+    """The network of ``build_frozen`` without its numbers.
+
+    Raises:
+        SettingError: As ``build_frozen``.
+    """
     arguments = _with_drop_path(plan.model_args, config)
     with _drop_path_refused(config):
-        model = replace(plan, model_args=arguments).build_empty(2)
-    return choose_layers(model, config, plan.classifier, method=method, strict=strict)
+        return replace(plan, model_args=arguments).build_empty(2)
 
 
 def generator_of(seed: int) -> torch.Generator:

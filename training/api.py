@@ -14,7 +14,7 @@ from glora_deploy.errors import DataError
 from glora_deploy.glora.forms import LayerKind
 
 from .config import DEMO_LR, DeviceName, RunConfig, Schedule, SearchConfig, TrainConfig
-from .method import Method
+from .method import AttachedMethod, Method
 from .methods import METHODS
 from .setting_error import SettingError, blamed_on
 
@@ -130,7 +130,9 @@ def train(
         "max_parameters": max_parameters,
     }
     choosing = {"retrain": retrain or None, "servable_mixed": servable_mixed or None}
-    _require_effect(chosen, kinds, {"ranks": ranks, "scale": scale}, searching | choosing)
+    layers_of = {"kinds": layers, "include": include, "exclude": exclude}
+    own = {"ranks": ranks, "scale": scale}
+    _require_effect(chosen, kinds, own, layers_of, searching | choosing)
     changes = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -224,6 +226,7 @@ def _require_effect(
     method: Method,
     kinds: tuple[LayerKind, ...],
     own: dict[str, Any],
+    choosing: dict[str, Any],
     searching: dict[str, Any],
 ) -> None:
     """Refuse settings that would be ignored."""
@@ -233,6 +236,11 @@ def _require_effect(
             f"{names}: no effect with method {method.name}, which searches nothing", *given
         )
     has = {"ranks": method.searches or method.rank is not None, "scale": method.scale is not None}
+    if isinstance(method, AttachedMethod) and (given := _given(choosing)):
+        names = " and ".join(given)
+        raise SettingError(
+            f"{names}: no effect with method {method.name}, which adapts no layer", *given
+        )
     for name in _given(own):
         if not has[name]:
             raise SettingError(f"{name}: no effect with method {method.name}, which has none", name)

@@ -368,7 +368,7 @@ def _tell(line: str) -> None:
 def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
     rows = [
         (
-            f"{o.artifact.task}/{o.artifact.version}",
+            o.name if o.artifact is None else f"{o.artifact.task}/{o.name}",
             o.method,
             "" if o.search_accuracy is None else f"{o.search_accuracy:.1%}",
             f"{o.val_accuracy:.1%}",
@@ -391,13 +391,21 @@ def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
         from glora_deploy.store.audit import store_option
 
         first = outcomes[0].artifact
+        if first is None:
+            return
         stdout.print(
             f"not current; to let it answer: glora use {first.task} {first.version}"
             f"{store_option(store)}",
             soft_wrap=True,
         )
     for o in outcomes:
-        if o.as_searched:
+        if o.artifact is None:
+            stdout.print(
+                f"{o.name}: a comparison alone, nothing of it can be stored or served: "
+                "see docs/methods.md",
+                soft_wrap=True,
+            )
+        elif o.as_searched:
             stdout.print(
                 f"{o.artifact.task}/{o.artifact.version}: the epochs after the search made it no "
                 "better, so the weights are those it was chosen with",

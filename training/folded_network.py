@@ -96,7 +96,7 @@ class FoldedNetwork(Adapted):
         self._config = config
         device = next(model.parameters()).device
         self._parts = {
-            name: nn.Parameter(_started(part, generator).to(device))
+            name: nn.Parameter(started(part, generator).to(device))
             for name, part in method.parts(shapes, config).items()
         }
         self._layers: dict[str, FrozenLayer] = {}
@@ -192,7 +192,8 @@ def build_folded(
     )
 
 
-def _started(part: Part, generator: torch.Generator) -> Tensor:
+def started(part: Part, generator: torch.Generator) -> Tensor:
+    """A tensor as a part starts."""
     values = torch.zeros(part.shape)
     if part.start == "uniform":
         low, high = part.centre - part.spread, part.centre + part.spread

@@ -6,6 +6,7 @@ would train. A folded method computes with the tensors that it is given, whateve
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from glora_deploy.glora.forms import LayerKind, LayerShape, Subnet
 from glora_deploy.glora.shared_factors import SharedKind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from .config import TrainConfig
 
@@ -124,10 +125,42 @@ class FoldedMethod(Method):
 
     def n_trained(self, layers: Mapping[str, LayerShape], config: TrainConfig) -> int:
         """Numbers that are trained, the classifier not counted."""
-        total = 0
-        for part in self.parts(layers, config).values():
-            size = 1
-            for length in part.shape:
-                size *= length
-            total += size
-        return total
+        return n_numbers(self.parts(layers, config))
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The blocks of a vision transformer, for methods that change what happens in them."""
+
+    names: tuple[str, ...]
+    """Dotted, first to last."""
+    width: int
+    """Numbers of a token."""
+    n_prefix: int
+    """Tokens before those of the image, such as cls."""
+
+
+class AttachedMethod(Method):
+    """A method that changes inference itself: trained and measured beside others, never merged."""
+
+    why: ClassVar[str]
+    """Why nothing of it can be merged, as half a sentence."""
+
+    @abstractmethod
+    def parts(self, blocks: Blocks, config: TrainConfig) -> dict[str, Part]:
+        """What is trained, by name, the classifier aside."""
+
+    @abstractmethod
+    def attach(
+        self, model: nn.Module, blocks: Blocks, parts: Mapping[str, Tensor], config: TrainConfig
+    ) -> None:
+        """Hook what is trained into a network."""
+
+    def n_trained(self, blocks: Blocks, config: TrainConfig) -> int:
+        """Numbers that are trained, the classifier not counted."""
+        return n_numbers(self.parts(blocks, config))
+
+
+def n_numbers(parts: Mapping[str, Part]) -> int:
+    """Numbers of all parts together."""
+    return sum(math.prod(part.shape) for part in parts.values())

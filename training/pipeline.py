@@ -22,17 +22,19 @@ from glora_deploy.data.load import ImageSet, TaskData, load_task
 from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.companions import COMPANIONS, HISTORY, RUN_SETTINGS
-from glora_deploy.store.manifest import ManifestDraft
+from glora_deploy.store.comparisons import Comparison, write_comparison
+from glora_deploy.store.manifest import ManifestDraft, utc_now
 from glora_deploy.store.run_settings import write_settings
 from glora_deploy.store.store import ArtifactStore
 
-from .adapted import require_layers
+from .adapted import build_outline, require_layers
+from .attached_network import blocks_of
 from .config import RunConfig, TrainConfig
 from .device import choose_device
 from .evaluate import accuracies
 from .event_files import EventFiles, require_event_files
 from .job import Job, OnProgress, Trained
-from .method import FoldedMethod
+from .method import AttachedMethod, FoldedMethod
 from .methods import METHODS
 from .pixels import Pixels
 from .record import draft_of, history_of, require_storable, tensors_of
@@ -49,10 +51,13 @@ COSTLY_RATIO = 4
 class Outcome:
     """One stored delta and what it was measured to do."""
 
-    artifact: Artifact
+    artifact: Artifact | None
+    """None of a method that cannot merge: what it came to is a comparison of this name."""
+    name: str
+    """Of the version, or of the comparison."""
     method: str
     n_parameters: int
-    """Numbers stored, classifier excluded."""
+    """Numbers stored, classifier excluded; trained, if nothing is stored."""
     val_accuracy: float
     """Top-1 on the validation split, 0 to 1."""
     test_accuracy: float
@@ -116,7 +121,8 @@ def run(
     )
     ArtifactStore(root).require_intact_backbone(backbone.fingerprint)
     for each in untrained(config, backbone, data.n_classes):
-        require_storable(each, config, backbone, data, device)
+        if not isinstance(each.method, AttachedMethod):
+            require_storable(each, config, backbone, data, device)
     checked = _check(config, data, report, tell)
     data = checked.data
     store = ArtifactStore.create(root)
@@ -244,9 +250,12 @@ def _require_backbone(config: RunConfig) -> list[str]:
         with blamed_on("weights"):
             require_recordable(config.weights)
     method = METHODS[config.method]
-    layers = require_layers(sized, config.train, method)
-    if isinstance(method, FoldedMethod):
-        method.parts(layers, config.train)
+    if isinstance(method, AttachedMethod):
+        method.parts(blocks_of(build_outline(sized, config.train), method), config.train)
+    else:
+        layers = require_layers(sized, config.train, method)
+        if isinstance(method, FoldedMethod):
+            method.parts(layers, config.train)
     if config.compare_lora:
         require_layers(sized, config.train.for_lora(), METHODS[COMPARED], strict=False)
     return list(_notes(config, own.preprocessing.size, sized.preprocessing.size))
@@ -300,6 +309,9 @@ def _store(
             backbone.config(),
         )
         for i, (each, test_accuracy) in enumerate(zip(trained, tested, strict=True)):
+            if isinstance(each.method, AttachedMethod):
+                outcomes.append(_compare(job, store, each, each.method, test_accuracy))
+                continue
             draft = draft_of(
                 each,
                 config,
@@ -318,6 +330,41 @@ def _store(
             "command, or one with another --version, stores it without training again."
         ) from error
     return outcomes
+
+
+def _compare(
+    job: Job, store: ArtifactStore, trained: Trained, method: AttachedMethod, test_accuracy: float
+) -> Outcome:
+    """Keep what a training came to of which nothing can be stored."""
+    config = job.config
+    own = trained.adapted.trainable().keys() - trained.adapted.head().keys()
+    n_trained = sum(trained.adapted.trainable()[name].numel() for name in own)
+    record = Comparison(
+        task=config.task,
+        name=config.version or f"{method.name}-{config.seed}",
+        created=utc_now(),
+        method=method.name,
+        why=method.why,
+        backbone=job.backbone.record().name,
+        data=config.data,
+        seed=config.seed,
+        epochs=trained.config.epochs,
+        seconds=trained.train_s,
+        n_parameters=n_trained,
+        val_accuracy=trained.val_accuracy,
+        test_accuracy=test_accuracy,
+    )
+    write_comparison(store.root, record)
+    return Outcome(
+        None,
+        record.name,
+        method.name,
+        n_trained,
+        trained.val_accuracy,
+        test_accuracy,
+        trained.train_s,
+        trained.search_s,
+    )
 
 
 def _companions(job: Job, trained: Trained, tell: Callable[[str], None]) -> dict[str, bytes]:
@@ -355,6 +402,7 @@ def _put(
 def _outcome(artifact: Artifact, trained: Trained, test_accuracy: float) -> Outcome:
     return Outcome(
         artifact,
+        artifact.version,
         trained.method.name,
         artifact.manifest.n_parameters,
         trained.val_accuracy,

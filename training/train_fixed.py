@@ -7,10 +7,12 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 
+from .attached_network import AttachedNetwork, build_attached
 from .config import TrainConfig
+from .evaluate import accuracies
 from .folded_network import FoldedNetwork, build_folded
 from .job import Job, Trained, merged_of, stage_record, trainer_of
-from .method import FoldedMethod
+from .method import AttachedMethod, FoldedMethod
 from .schedule import draw_always
 from .trainer import Trainer
 
@@ -19,7 +21,10 @@ N_TIMED_EPOCHS = 3
 
 
 def train_fixed(
-    job: Job, method: FoldedMethod, train: TrainConfig, seconds: float | None = None
+    job: Job,
+    method: FoldedMethod | AttachedMethod,
+    train: TrainConfig,
+    seconds: float | None = None,
 ) -> Trained:
     """Train on the training split; the validation split only says how good it became.
 
@@ -43,10 +48,11 @@ def train_fixed(
     adapted = _build(job, method, train)
     trainer = trainer_of(job, method.name, adapted, job.train, train)
     trainer.train(draw_always(adapted.subnet))
-    merged = merged_of(job, adapted)
-    accuracy = merged.accuracy(adapted.subnet, job.val)
+    network = adapted.model
+    if isinstance(adapted, FoldedNetwork):
+        network = merged_of(job, adapted).become(adapted.subnet)
+    (accuracy,) = accuracies([network], job.val)
     record = stage_record(job, method.name, trainer, {train.epochs: accuracy}, supernet_epochs=0)
-    network = merged.become(adapted.subnet)
     return Trained(
         method,
         train,
@@ -61,7 +67,18 @@ def train_fixed(
     )
 
 
-def _build(job: Job, method: FoldedMethod, train: TrainConfig) -> FoldedNetwork:
+def _build(
+    job: Job, method: FoldedMethod | AttachedMethod, train: TrainConfig
+) -> FoldedNetwork | AttachedNetwork:
+    if isinstance(method, AttachedMethod):
+        return build_attached(
+            job.backbone,
+            job.data.n_classes,
+            train,
+            method,
+            seed=job.config.seed,
+            device=job.device,
+        )
     return build_folded(
         job.backbone,
         job.data.n_classes,
@@ -73,7 +90,9 @@ def _build(job: Job, method: FoldedMethod, train: TrainConfig) -> FoldedNetwork:
     )
 
 
-def _epochs_within(seconds: float, job: Job, method: FoldedMethod, train: TrainConfig) -> int:
+def _epochs_within(
+    seconds: float, job: Job, method: FoldedMethod | AttachedMethod, train: TrainConfig
+) -> int:
     """How many epochs fit a time, judged by the fastest of a throwaway training.
 
     The fastest, as whatever else the machine does meanwhile must not cost epochs.

@@ -6,10 +6,11 @@ import torch
 
 from glora_deploy.backbones.load import Backbone
 
+from .attached_network import build_attached
 from .config import RunConfig
 from .folded_network import build_folded
 from .job import Job, Trained
-from .method import FoldedMethod
+from .method import AttachedMethod, FoldedMethod
 from .methods import METHODS
 from .supernet import build_supernet
 from .train_fixed import train_fixed
@@ -36,6 +37,15 @@ def untrained(config: RunConfig, backbone: Backbone, n_classes: int) -> list[Tra
         largest = supernet.space.largest()
         found.append(
             Trained(method, config.train, supernet, largest, supernet.model, 0.0, 0.0, 0.0, None)
+        )
+    if isinstance(method, AttachedMethod):
+        attached = build_attached(
+            backbone, n_classes, config.train, method, seed=config.seed, device=cpu
+        )
+        found.append(
+            Trained(
+                method, config.train, attached, attached.subnet, attached.model, 0.0, 0.0, 0.0, None
+            )
         )
     fixed = [(method, config.train)] if isinstance(method, FoldedMethod) else []
     if config.compare_lora:
@@ -64,7 +74,7 @@ def train_all(job: Job) -> list[Trained]:
         ValueError: If no subnet keeps the parameter limits.
     """
     method = job.method
-    if isinstance(method, FoldedMethod):
+    if isinstance(method, FoldedMethod | AttachedMethod):
         return [train_fixed(job, method, job.config.train)]
     trained = [train_searched(job)]
     if job.config.compare_lora:

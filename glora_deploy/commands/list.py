@@ -18,6 +18,7 @@ from .sizes import artifacts_of, mb, merged_bytes
 
 if TYPE_CHECKING:
     from ..store.artifact import Artifact
+    from ..store.comparisons import Comparison
     from ..store.store import ArtifactStore
 
 
@@ -28,6 +29,7 @@ def list_versions(
     as_json: JsonOption = False,
 ) -> None:
     """Every version of every task: accuracy, size, what was exported and whether it is proven."""
+    from ..store.comparisons import comparisons
     from ..store.store import ArtifactStore
 
     with one_line_errors():
@@ -44,8 +46,23 @@ def list_versions(
             "parity: the worst error of an export's stages, a share of the logits' spread"
         )
         rows = [_row(opened, *each) for each in listed]
+        rows += [_row_of(each) for each in comparisons(store) if task in (None, each.task)]
         whole = ("artifact", "created", "parameters", "parity")
         print_table(title, columns, rows, right=columns[3:7], whole=whole)
+
+
+def _row_of(record: Comparison) -> tuple[str, ...]:
+    """One line of the table for a training that left no version."""
+    return (
+        f"{record.task}/{record.name}",
+        record.created[:10],
+        record.method,
+        percent(record.val_accuracy),
+        percent(record.test_accuracy),
+        f"{record.n_parameters:,}",
+        "",
+        "cannot merge",
+    )
 
 
 def _listed(store: ArtifactStore, tasks: list[str]) -> Iterator[tuple[Artifact, bool]]:

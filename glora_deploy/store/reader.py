@@ -31,6 +31,7 @@ from typing import Literal
 from ..errors import ArtifactError, NotInStoreError, StoreError
 from .artifact import ADAPTER, MANIFEST, Artifact, read_artifact
 from .companions import read_companion
+from .comparisons import read_comparison
 from .folder_lock import folder_lock, read_in_place
 from .manifest_fields import slug_problem, utc_text
 
@@ -206,6 +207,9 @@ class StoreReader:
         Raises:
             NotInStoreError: If it is not; lists the versions that are.
         """
+        named = slug_problem("task", task) is None and slug_problem("version", version) is None
+        if named and version not in self.version_names(task):
+            self._refuse_comparison(task, version)
         self.require_task(task)
         require_slug("version", version)
         self.inside(self.root / task / version)
@@ -213,6 +217,13 @@ class StoreReader:
             raise NotInStoreError(
                 f"no version {version!r} of task {task!r} in {self.root}; versions here: "
                 f"{self._listed(task)}"
+            )
+
+    def _refuse_comparison(self, task: str, name: str) -> None:
+        if known := read_comparison(self.root, task, name):
+            raise NotInStoreError(
+                f"{task}/{name}: was trained by {known.method} for comparison alone, and has no "
+                f"delta: {known.why}, so nothing of it can be merged into a vanilla network"
             )
 
     def none_current(self, task: str, stated: str | None) -> StoreError:

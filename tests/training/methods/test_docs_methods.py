@@ -6,24 +6,34 @@ import re
 from pathlib import Path
 
 from glora_deploy.backbones.load import outline
-from glora_deploy.training.adapted import require_layers
+from glora_deploy.training.adapted import build_outline, require_layers
+from glora_deploy.training.attached_network import blocks_of
 from glora_deploy.training.config import TrainConfig
-from glora_deploy.training.method import FoldedMethod
+from glora_deploy.training.method import AttachedMethod, FoldedMethod
 from glora_deploy.training.methods import METHODS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "methods.md").read_text("utf-8")
 
 
+TABLE = PAGE.partition("The last four")[0]
+
+
 def row(name: str) -> list[str]:
-    (found,) = re.findall(rf"^\| `{name}` \|(.*)\|$", PAGE, re.MULTILINE)
+    (found,) = re.findall(rf"^\| `{name}` \|(.*)\|$", TABLE, re.MULTILINE)
     return [cell.strip() for cell in found.split("|")]
 
 
 def test_the_table_has_every_method_and_its_numbers() -> None:
-    named = re.findall(r"^\| `([a-z][a-z-]*)` \|", PAGE, re.MULTILINE)
+    named = re.findall(r"^\| `([a-z][a-z-]*)` \|", TABLE, re.MULTILINE)
     assert sorted(named) == sorted(METHODS)
     for name, method in METHODS.items():
         *_, trained, stored = row(name)
+        if isinstance(method, AttachedMethod):
+            config = TrainConfig.preset("short", ranks=(method.rank,))
+            model = build_outline(outline("vit_base_patch16_224"), config)
+            n_trained = method.n_trained(blocks_of(model, method), config)
+            assert (trained.split()[0], stored) == (f"{n_trained:,}", "nothing"), name
+            continue
         if not isinstance(method, FoldedMethod):
             continue
         rank = () if method.rank is None else (method.rank,)
@@ -39,6 +49,6 @@ def test_the_table_has_every_method_and_its_numbers() -> None:
 
 def test_each_has_a_section_that_gives_its_source() -> None:
     for name, method in METHODS.items():
-        (section,) = re.findall(rf"^## ([a-z, -]*\b{name}\b[a-z, -]*)$", PAGE, re.MULTILINE)
-        assert name in section
+        section = rf"^(## [a-z, -]*\b{name}\b[a-z, -]*$|- \*\*[a-z, -]*\b{name}\b)"
+        assert re.search(section, PAGE, re.MULTILINE), name
         assert method.source.partition(",")[0].removeprefix("arXiv:") in PAGE
