@@ -20,6 +20,7 @@ from glora_deploy.store.default_place import DEFAULT_STORE, STORE_VARIABLE
 from .protocol.limits import Limits
 from .protocol.tokens import MIN_CHARS, Tokens, is_strong
 from .scale_out.front import front_of, require_replicas
+from .scale_out.scale import Scale
 from .settings import LOOPBACK, ServerSettings
 from .tasks.settings import Backend, EngineSettings, MixedBatches
 
@@ -417,11 +418,17 @@ def serve(
             source = stack.enter_context(followed)
             if source is not None and source.on_demand:
                 for task in dict.fromkeys((*engine_settings.pins, *engine_settings.prefetch)):
-                    source.fetch(task)
+                    if not source.holds(task):
+                        source.fetch(task)
             folder = Path(store) if source is None else source.store.root
             engine_type = None
             if several:
-                scale = (replicas or 1, max_replicas, target_ongoing, replica_cpus)
+                scale = Scale(
+                    replicas=replicas or 1,
+                    max_replicas=max_replicas,
+                    target_ongoing=target_ongoing,
+                    cpus=replica_cpus,
+                )
                 engine_type = stack.enter_context(
                     front_of(folder, engine_settings, scale, cluster=cluster, attach=attach)
                 )

@@ -69,7 +69,7 @@ class TaskSource(Protocol):
         """Have what is current of a task in the store; blocks until it is.
 
         Raises:
-            GloraDeployError: If it cannot be had; says why, and names no path.
+            GloraDeployError: If it cannot be had; says why.
         """
         ...
 
@@ -168,8 +168,11 @@ class FirstUse:
                     self._out.discard(task)
                     return False
                 time.sleep(0.02)
-        except UnknownTaskError:
-            pass
+        except UnknownTaskError:  # it is out already
+            return True
+        except GloraDeployError as error:
+            log.warning("%s stays: %s", task, error)
+            return False
         return True
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ from glora_deploy.errors import StoreError
 
 from ..settings import LOOPBACK
 from ..tasks.settings import EngineSettings
-from .replica import DEPLOYMENT, Scale, replicas_app
+from .replica import DEPLOYMENT, replicas_app
+from .scale import Scale
 
 OBJECT_STORE_BYTES = 80 * 2**20
 _CONNECT_S = 10.0

@@ -15,6 +15,7 @@ from glora_deploy.origins.address import is_address
 
 from ..tasks.contract import TaskEngine
 from ..tasks.settings import EngineSettings
+from .scale import Scale
 
 
 def require_replicas(
@@ -48,7 +49,7 @@ def require_replicas(
 def front_of(
     store: Path,
     settings: EngineSettings,
-    scale: tuple[int, int | None, float, float],
+    scale: Scale,
     *,
     cluster: str | None,
     attach: bool,
@@ -56,16 +57,13 @@ def front_of(
     """What makes the engine of a front, while its replicas run."""
     try:
         from .cluster import attached, replicas
-        from .replica import Scale
         from .routed_engine import RoutedEngine
     except ModuleNotFoundError as error:
         raise MissingDependencyError(str(error.name), "ray", "several replicas") from error
-    n, most, target, cpus = scale
-    sizes = Scale(replicas=n, max_replicas=most, target_ongoing=target, cpus=cpus)
     running = (
         attached(cluster)
         if attach and cluster
-        else replicas(store, settings, sizes, cluster=cluster)
+        else replicas(store, settings, scale, cluster=cluster)
     )
     with running as handle:
         yield partial(RoutedEngine, handle=handle)

@@ -18,6 +18,7 @@ from ..errors import ServingError, UnknownTaskError
 from ..tasks.contract import Answer, InferRequest
 from ..tasks.engine import StoreEngine
 from ..tasks.settings import EngineSettings
+from .scale import Scale
 
 DEPLOYMENT = "engine"
 _ROUTED_VERSIONS = 256
@@ -32,24 +33,6 @@ class Reply:
     """``host:pid`` of it."""
     outcome: Answer | ServingError
     """An error is a value here: one that is raised reaches the front wrapped by Ray."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """How many replicas there are, and when there are more."""
-
-    replicas: int = 2
-    """At the start, and at least."""
-    max_replicas: int | None = None
-    """At most; as many as at the start if None."""
-    target_ongoing: float = 8.0
-    """Requests in work at each replica that more replicas are started to keep to."""
-    cpus: float = 1.0
-    """Reserved for each replica."""
-    upscale_delay_s: float = 30.0
-    """That they must be busy before there are more."""
-    downscale_delay_s: float = 600.0
-    """That they must be idle before there are fewer."""
 
 
 class EngineReplica:

@@ -49,8 +49,8 @@ def one_process(scaled_store: ArtifactStore) -> Iterator[StoreEngine]:
 def two_replicas(scaled_store: ArtifactStore) -> Iterator[StoreEngine]:
     pytest.importorskip("ray", reason="needs the extra ray")
     from glora_deploy.serving.scale_out.cluster import replicas
-    from glora_deploy.serving.scale_out.replica import Scale
     from glora_deploy.serving.scale_out.routed_engine import RoutedEngine
+    from glora_deploy.serving.scale_out.scale import Scale
 
     with replicas(scaled_store.root, SETTINGS, Scale(replicas=2, cpus=0.5)) as handle:
         made = RoutedEngine(scaled_store.root, SETTINGS, handle)

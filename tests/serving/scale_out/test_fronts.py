@@ -23,8 +23,8 @@ from glora_deploy.errors import StoreError
 from glora_deploy.serving.cli import app
 from glora_deploy.serving.http.app import build_app
 from glora_deploy.serving.scale_out.cluster import attached, replicas
-from glora_deploy.serving.scale_out.replica import Scale
 from glora_deploy.serving.scale_out.routed_engine import RoutedEngine
+from glora_deploy.serving.scale_out.scale import Scale
 from glora_deploy.serving.tasks.contract import InferRequest
 from glora_deploy.serving.tasks.engine import StoreEngine
 from glora_deploy.serving.tasks.settings import EngineSettings
