@@ -210,15 +210,23 @@ def serve(
         ),
     ] = None,
     target_ongoing: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0.1, help="Requests in work at a replica to keep to.", rich_help_panel=REPLICAS
+            min=0.1,
+            help="Requests in work at a replica to keep to.",
+            rich_help_panel=REPLICAS,
+            show_default=str(Scale().target_ongoing),
         ),
-    ] = 8.0,
+    ] = None,
     replica_cpus: Annotated[
-        float,
-        typer.Option(min=0.01, help="Reserved for each replica.", rich_help_panel=REPLICAS),
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Reserved for each replica.",
+            rich_help_panel=REPLICAS,
+            show_default=str(Scale().cpus),
+        ),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -358,8 +366,13 @@ def serve(
         )
     with _wrong_settings():
         several = attach or replicas is not None
+        scaling = {
+            "max-replicas": max_replicas,
+            "target-ongoing": target_ongoing,
+            "replica-cpus": replica_cpus,
+        }
         require_replicas(
-            store, fetch, several=several, attach=attach, cluster=cluster, max_replicas=max_replicas
+            store, fetch, replicas=replicas, attach=attach, cluster=cluster, scaling=scaling
         )
         limits = Limits(
             max_body_bytes=body_bytes,
@@ -426,8 +439,8 @@ def serve(
                 scale = Scale(
                     replicas=replicas or 1,
                     max_replicas=max_replicas,
-                    target_ongoing=target_ongoing,
-                    cpus=replica_cpus,
+                    target_ongoing=target_ongoing or Scale().target_ongoing,
+                    cpus=replica_cpus or Scale().cpus,
                 )
                 engine_type = stack.enter_context(
                     front_of(folder, engine_settings, scale, cluster=cluster, attach=attach)

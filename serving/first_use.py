@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Protocol
 
 from glora_deploy.errors import GloraDeployError
@@ -84,7 +85,9 @@ class FirstUse:
 
     def __init__(self, engine: TaskEngine, source: TaskSource) -> None:
         self._engine, self._source = engine, source
-        self._pool = ThreadPoolExecutor(_THREADS, "glora-first-use")
+        self._wanted: SimpleQueue[str | None] = SimpleQueue()
+        for _ in range(_THREADS):  # daemons: an origin that hangs must not hold up a server's end
+            threading.Thread(target=self._work, name="glora-first-use", daemon=True).start()
         self._coming: dict[str, Future[None]] = {}
         self._failed: dict[str, tuple[float, str]] = {}
         """When a task may be tried again, and why it did not come."""
@@ -130,24 +133,36 @@ class FirstUse:
             again_s, reason = self._failed.get(task, (0.0, ""))
             if time.monotonic() < again_s:
                 raise UnavailableError(reason)
-            coming = self._coming[task] = self._pool.submit(self._bring, task)
+            coming = self._coming[task] = Future()
+        self._wanted.put(task)
         return coming
 
-    def _bring(self, task: str) -> None:
+    def _work(self) -> None:
+        """Bring tasks in, one after another, until there is nothing more to bring."""
+        while (task := self._wanted.get()) is not None:
+            refusal = self._bring(task)
+            with self._lock:
+                coming = self._coming.pop(task)
+            if refusal is None:
+                coming.set_result(None)
+            else:
+                coming.set_exception(refusal)
+
+    def _bring(self, task: str) -> UnavailableError | None:
         try:
             self._source.fetch(task)
             self._engine.load(task)
-            self._out.discard(task)
-        except (GloraDeployError, OSError) as error:
+        except Exception as error:  # nobody else would answer those who wait
             log.warning("%s: could not be brought in: %s", task, error)
             # What went wrong may name places; those who ask are told none.
             reason = f"{task} could not be fetched; the log says why. Come back later"
             with self._lock:
                 self._failed[task] = (time.monotonic() + RETRY_S, reason)
-            raise UnavailableError(reason) from error
-        finally:
-            with self._lock:
-                del self._coming[task]
+            refusal = UnavailableError(reason)
+            refusal.__cause__ = error
+            return refusal
+        self._out.discard(task)
+        return None
 
     def _let_go(self, task: str) -> bool:
         """Take a task out of the engine if nobody uses it; whether it is out."""
@@ -177,4 +192,5 @@ class FirstUse:
 
     def close(self) -> None:
         """Bring nothing more; what is being fetched is given up by its source."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for _ in range(_THREADS):
+            self._wanted.put(None)

@@ -73,7 +73,10 @@ class Service:
             served = find_version(self.engine, task, version)
         except UnknownTaskError:
             if not first_use.is_absent(task):
-                raise
+                if task in self.engine.tasks():
+                    raise
+                n_others = len({*self.engine.tasks(), *first_use.absent()})
+                raise UnknownTaskError(f"no task {task!r}; there are {n_others} others") from None
         else:
             if served.state == READY or not first_use.is_absent(task):
                 first_use.note_use(task)

@@ -14,7 +14,7 @@ from glora_deploy.errors import DataError
 from glora_deploy.glora.forms import LayerKind
 
 from .config import DEMO_LR, DeviceName, RunConfig, Schedule, SearchConfig, TrainConfig
-from .method import AttachedMethod, Method
+from .method import Method
 from .methods import METHODS
 from .setting_error import SettingError, blamed_on
 
@@ -90,7 +90,7 @@ def train(
         lr: Peak learning rate; ``short`` takes 0.01 on demo-vit, else the schedule's.
         drop_path: Of the deepest block; the schedule's by default.
         ranks: On offer to lora paths; the one rank, or width, of other methods.
-        scale: Of the change that repadapter and FacT make; 1 by default.
+        scale: Of the change that repadapter and FacT (1 by default) or adaptformer (0.1) make.
         layers: Kinds of layer to adapt, of linear, conv and affine; the method's by default.
         include: Patterns of layer names to adapt; by default the method's choice.
         exclude: Patterns of layers to leave alone.
@@ -236,7 +236,7 @@ def _require_effect(
             f"{names}: no effect with method {method.name}, which searches nothing", *given
         )
     has = {"ranks": method.searches or method.rank is not None, "scale": method.scale is not None}
-    if isinstance(method, AttachedMethod) and (given := _given(choosing)):
+    if not method.adapts_layers and (given := _given(choosing)):
         names = " and ".join(given)
         raise SettingError(
             f"{names}: no effect with method {method.name}, which adapts no layer", *given

@@ -174,7 +174,8 @@ def train(
     scale: Annotated[
         float | None,
         typer.Option(
-            help="Factor on the change that repadapter, fact-tt or fact-tk makes; 1 by default.",
+            help="Factor on the change that repadapter, fact-tt, fact-tk (1 by default) or "
+            "adaptformer (0.1) makes.",
             rich_help_panel=METHOD,
         ),
     ] = None,

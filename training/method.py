@@ -81,6 +81,8 @@ class Method(ABC):
     """``--scale`` if nobody says otherwise; None if it has none."""
     paper: ClassVar[Mapping[str, Any]] = {"epochs": 100, "lr": 1e-3}
     """What its authors trained with, where that is not what GLoRA's did."""
+    adapts_layers: ClassVar[bool] = True
+    """Whether it matters to it which layers are chosen."""
     searches: ClassVar[bool] = False
     """Whether a supernet is trained, and its best subnet searched."""
 
@@ -143,6 +145,7 @@ class Blocks:
 class AttachedMethod(Method):
     """A method that changes inference itself: trained and measured beside others, never merged."""
 
+    adapts_layers = False
     why: ClassVar[str]
     """Why nothing of it can be merged, as half a sentence."""
 

@@ -54,7 +54,7 @@ def write_comparison(root: Path, record: Comparison) -> Path:
     """
     place = _place(root, record.task, record.name)
     place.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(place, record.to_json(), place.with_suffix(".new"))
+    replace_file(place, record.to_json(), root / ".tmp")
     return place
 
 

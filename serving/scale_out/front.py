@@ -5,7 +5,7 @@ Ray is imported once it is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,31 @@ def require_replicas(
     store: str,
     fetch: str,
     *,
-    several: bool,
+    replicas: int | None,
     attach: bool,
     cluster: str | None,
-    max_replicas: int | None,
+    scaling: Mapping[str, float | None],
 ) -> None:
     """Refuse options of several replicas that have no effect, or cannot be.
 
     Raises:
         ValueError: For the first of them; begins with its name.
     """
-    if not several:
-        for option, given in (("cluster", cluster), ("max-replicas", max_replicas)):
+    if replicas is None and not attach:
+        for option, given in (("cluster", cluster), *scaling.items()):
             if given is not None:
                 raise ValueError(f"{option} must go with --replicas, which says that there are any")
-    if attach and cluster is None:
-        raise ValueError("attach must go with --cluster, which says where the replicas are")
-    if several and is_address(store):
+        return
+    if attach:
+        if cluster is None:
+            raise ValueError("attach must go with --cluster, which says where the replicas are")
+        for option, given in (("replicas", replicas), *scaling.items()):
+            if given is not None:
+                raise ValueError(f"{option} must be left to the front that starts the replicas")
+    most = scaling["max-replicas"]
+    if most is not None and replicas is not None and most < replicas:
+        raise ValueError(f"max-replicas must be at least --replicas {replicas}, got {most}")
+    if is_address(store):
         if cluster is not None:
             raise ValueError("store must be a folder that every machine of the cluster has")
         if fetch != "all":

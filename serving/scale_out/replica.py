@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from ..errors import ServingError, UnknownTaskError
-from ..tasks.contract import Answer, InferRequest
+from ..errors import ServingError, UnavailableError, UnknownTaskError
+from ..tasks.contract import Answer, InferRequest, ServedVersion
 from ..tasks.engine import StoreEngine
 from ..tasks.settings import EngineSettings
 from .scale import Scale
@@ -23,6 +23,8 @@ from .scale import Scale
 DEPLOYMENT = "engine"
 _ROUTED_VERSIONS = 256
 """That a replica is known for; Ray takes the number where the class is written."""
+_ON_ITS_WAY = ("LOADING", "READY")
+"""States of a version that was refused a moment ago because it was still being verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class EngineReplica:
     def __init__(self, store: str, settings: EngineSettings) -> None:
         self._engine = StoreEngine(Path(store), settings)
         self._name = f"{platform.node()}:{os.getpid()}"
+        self._coming: dict[tuple[str, str | None], asyncio.Future[ServedVersion]] = {}
 
     async def infer(
         self,
@@ -90,9 +93,23 @@ class EngineReplica:
         try:
             future = self._engine.submit(request)
         except UnknownTaskError:  # the front has seen it; this replica has not looked since
-            await asyncio.to_thread(self._engine.load, request.task, request.version)
+            await self._catch_up(request.task, request.version)
+            future = self._engine.submit(request)
+        except UnavailableError:
+            if self._engine.describe(request.task, request.version).state not in _ON_ITS_WAY:
+                raise
+            await self._catch_up(request.task, request.version)
             future = self._engine.submit(request)
         return await asyncio.wrap_future(future)
+
+    async def _catch_up(self, task: str, version: str | None) -> None:
+        """Have the engine verify a version that the front has verified; once for all who wait."""
+        wanted = (task, version)
+        if (coming := self._coming.get(wanted)) is None:
+            loading = asyncio.to_thread(self._engine.load, task, version)
+            coming = self._coming[wanted] = asyncio.ensure_future(loading)
+            coming.add_done_callback(lambda _: self._coming.pop(wanted))
+        await asyncio.shield(coming)  # one who leaves takes nothing from the others
 
     def __del__(self) -> None:
         engine = self.__dict__.pop("_engine", None)  # Ray calls this, and Python once more

@@ -277,7 +277,10 @@ def test_the_program_lists_all_and_fetches_what_is_asked_for(
         ]
         assert ask(url, "/v2/repository/index", {"ready": True}) == []
         assert refusal(url, "/v2/models/cars/ready")[0] == 400
-        assert refusal(url, "/v2/models/zebras/infer", INFER)[0] == 404
+        assert refusal(url, "/v2/models/zebras/infer", INFER) == (
+            404,
+            "no task 'zebras'; there are 2 others",
+        )
         assert downloads(origin) == []
         answer = ask(url, "/v2/models/cars/infer", INFER)
         found = np.reshape(answer["outputs"][0]["data"], answer["outputs"][0]["shape"])

@@ -160,6 +160,11 @@ def test_keywords_and_defaults_are_those_of_the_command_line() -> None:
             "max_parameters: no effect with method bitfit, which searches nothing",
         ),
         (
+            {"task": "digits", "method": "linear", "include": ["*"]},
+            ["include"],
+            "include: no effect with method linear, which adapts no layer",
+        ),
+        (
             {"task": "digits", "method": "ssf", "compare_lora": True},
             ["compare_lora"],
             "compare_lora must go with --method glora, got ssf",

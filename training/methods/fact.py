@@ -44,6 +44,12 @@ class _FacT(FoldedMethod):
         except ValueError as error:
             raise SettingError(f"method {self.name}: {error}. Exclude it.", "exclude") from error
         width = shapes["U"][1]
+        if rank > width:
+            raise SettingError(
+                f"ranks must be at most {width} for --method {self.name}, the width of its slices, "
+                f"got {rank}",
+                "ranks",
+            )
         starts = {"U": kaiming(rank, width).spread, "V": 0.0}
         inner = kaiming(rank, rank).spread
         return {

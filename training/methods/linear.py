@@ -21,6 +21,7 @@ class Linear(FoldedMethod):
     name = "linear"
     summary = "the classifier alone"
     source = "arXiv:2203.12119, section 4.1"
+    adapts_layers = False
 
     def parts(self, layers: Mapping[str, LayerShape], config: TrainConfig) -> dict[str, Part]:
         """Nothing."""

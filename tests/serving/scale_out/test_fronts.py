@@ -51,7 +51,13 @@ def own_scaled(scaled_store: ArtifactStore, tmp_path: Path) -> ArtifactStore:
     [
         (("--cluster", "auto"), "cluster must go with --replicas"),
         (("--max-replicas", "3"), "max-replicas must go with --replicas"),
+        (("--replica-cpus", "2"), "replica-cpus must go with --replicas"),
+        (("--replicas", "4", "--max-replicas", "2"), "max-replicas must be at least --replicas 4"),
         (("--attach",), "attach must go with --cluster"),
+        (
+            ("--attach", "--cluster", "auto", "--replicas", "2"),
+            "replicas must be left to the front",
+        ),
         (("--replicas", "0"), "greater than or equal to 1"),
         (("--replicas", "2", "--store", "s3://models/prod"), "fetch must be all"),
         (

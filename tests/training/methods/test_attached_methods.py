@@ -151,6 +151,9 @@ def test_it_is_trained_measured_and_refused_by_all_who_would_merge_it(
     assert store.tasks() == []
     assert store.verify() == []
     (kept,) = comparisons(root)
+    assert [path.name for path in (root / ".comparisons" / "digits").iterdir()] == [
+        f"{name}-3.json"
+    ]
     assert (kept.task, kept.name, kept.method) == ("digits", f"{name}-3", name)
     assert (kept.n_parameters, kept.epochs) == (outcome.n_parameters, 8)
     assert (kept.val_accuracy, kept.test_accuracy) == (outcome.val_accuracy, outcome.test_accuracy)

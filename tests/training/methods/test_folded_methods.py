@@ -194,6 +194,13 @@ def test_slices_of_two_widths_are_refused_by_name() -> None:
         adapt("fact-tt", backbone)
 
 
+def test_a_rank_beyond_the_slices_is_refused_before_it_takes_memory() -> None:
+    config = config_of(METHODS["fact-tk"], ranks=(99_999,))
+    layers = require_layers(outline("vit_tiny_patch16_224"), config, METHODS["fact-tk"])
+    with pytest.raises(SettingError, match="ranks must be at most 192 for --method fact-tk"):
+        folded("fact-tk").parts(layers, config)
+
+
 def test_an_odd_bottleneck_cannot_have_two_groups() -> None:
     with pytest.raises(SettingError, match="ranks must be even for --method repadapter"):
         adapt("repadapter", make_backbone(), ranks=(3,))
