@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glora_deploy.errors import MissingDependencyError
 from glora_deploy.origins.address import is_address
 
-from ..tasks.contract import TaskEngine
 from ..tasks.settings import EngineSettings
 from .scale import Scale
+
+if TYPE_CHECKING:  # what it describes takes long to load
+    from ..tasks.contract import TaskEngine
 
 
 def require_replicas(

@@ -125,7 +125,7 @@ def test_a_file_says_options_in_the_types_of_toml(tmp_path: Path) -> None:
         ("batch-size = 3\nbatch_size = 4", "batch_size must be given once"),
         ("epochs = ", "must be TOML"),
         ("epochs = 0", "Invalid value for --epochs: epochs must be at least 1, got 0"),
-        ("method = 'dora'", "ssf, got 'dora'"),
+        ("method = 'dora'", "vpt-shallow, got 'dora'"),
         ("method = 'lora'\nretrain = true", "no effect with method lora"),
     ],
 )

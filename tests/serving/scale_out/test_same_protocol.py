@@ -35,6 +35,7 @@ SETTINGS = ServerSettings(
     tokens=Tokens(management=MANAGEMENT), limits=Limits(max_body_bytes=2**20, max_wait_s=60.0)
 )
 TASKS = ("ants", "bees", "cats", "dogs")
+ONE_MICROSECOND = {"timeout": 1}
 
 
 @pytest.fixture(params=["one_process", "two_replicas"])
@@ -178,7 +179,7 @@ def test_a_deadline_that_cannot_be_met_is_told(
     client: over_http.InferenceServerClient, engine: StoreEngine
 ) -> None:
     with pytest.raises(InferenceServerException, match="deadline"):
-        client.infer("ants", [image_input()], timeout=1)
+        client.infer("ants", [image_input()], **ONE_MICROSECOND)
     assert client.infer("ants", [image_input()]).as_numpy("logits").shape == (3, 8)
 
 
