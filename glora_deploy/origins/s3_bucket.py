@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+_KEY = "AWS_ACCESS_KEY_ID"
+_ROLE_SERVICE = "http://169.254.169.254"
+"""Asked by the library where no key is given; ``AWS_METADATA_ENDPOINT`` names another one."""
 _CHUNK = 2**20
 _STALLED = timedelta(seconds=30)
 _WHOLE_REQUEST = timedelta(hours=1)
@@ -183,6 +186,8 @@ class S3Bucket:
         except FileNotFoundError as error:
             if error.filename is not None:  # a local file
                 raise
+            if "NoSuchBucket" in str(error):
+                raise OriginError(f"{self.url}: must be a bucket that is there; make it") from error
             raise MissingObjectError(
                 f"{self.url}/{name}: must be there, the bucket has no such object"
             ) from error
@@ -190,6 +195,9 @@ class S3Bucket:
             if not _is_of_library(error):
                 raise
             said = str(error).partition("\n")[0][:300]
+            asked = os.environ.get("AWS_METADATA_ENDPOINT", _ROLE_SERVICE)
+            if asked in said and not os.environ.get(_KEY):
+                said = f"{_KEY} must be set where the machine has no role of its own"
             raise OriginError(
                 f"{self.url}/{name}: the bucket could not be asked: {said}"
             ) from error

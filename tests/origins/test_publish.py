@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from glora_deploy.errors import OriginError, StoreError
 from glora_deploy.export.pipeline import export
 from glora_deploy.origins.publish import publish
+from glora_deploy.origins.s3_bucket import S3Bucket
 from glora_deploy.store.store import ArtifactStore
 from object_server import ONNX, Origin
 from stored_tasks import make_backbone, make_stored_task
@@ -141,6 +144,28 @@ def test_a_version_without_a_proven_graph_is_refused(
     with pytest.raises(StoreError, match="glora export --task pets --version v1 --fmt onnx"):
         publish(bare, origin.bucket(), "pets")
     assert origin.names() == []
+
+
+def test_a_bucket_that_is_not_there_is_named(store: ArtifactStore, origin: Origin) -> None:
+    bucket = S3Bucket("s3://nowhere/prod", retries=0)
+    with pytest.raises(OriginError, match="s3://nowhere/prod: must be a bucket that is there"):
+        publish(store, bucket, "pets")
+
+
+def test_without_a_key_the_variable_is_named(
+    store: ArtifactStore, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as knows_no_role:
+        threading.Thread(target=knows_no_role.serve_forever).start()
+        address = f"http://127.0.0.1:{knows_no_role.server_port}"
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", address)
+        try:
+            with pytest.raises(OriginError, match="AWS_ACCESS_KEY_ID must be set"):
+                publish(store, origin.bucket(), "pets")
+        finally:
+            knows_no_role.shutdown()
 
 
 def test_an_object_that_was_cut_short_is_written_again(
