@@ -15,6 +15,7 @@ from glora_deploy.data.preprocess import Preprocessing
 from glora_deploy.errors import StoreError
 from glora_deploy.parity import DEFAULT_LIMITS, PARITY_FILE, Limits, Report, Step
 from glora_deploy.precision import PRECISIONS, Precision
+from glora_deploy.release_memory import release_memory
 from glora_deploy.store.artifact import Artifact, write_artifact
 from glora_deploy.store.audit import store_option
 from glora_deploy.store.backbone_config import require_agreement
@@ -47,7 +48,6 @@ from .parity_check.inputs import ParityInputs, parity_inputs, task_data
 from .parity_check.pixels import check_pixels
 from .parity_check.run import check_parity
 from .parity_check.stages import ExportStages
-from .release_memory import release_memory
 from .require_format import describe_artifact, require_format
 from .reuse_previous import drop_stale, reuse_formats
 from .stored_backbone import backbone_of

@@ -13,7 +13,15 @@ from glora_deploy.data.spec import DataSpec, with_splits
 from glora_deploy.errors import DataError
 from glora_deploy.glora.forms import LayerKind
 
-from .config import DEMO_LR, DeviceName, RunConfig, Schedule, SearchConfig, TrainConfig
+from .config import (
+    DEMO_FACTOR,
+    SHORT_LR,
+    DeviceName,
+    RunConfig,
+    Schedule,
+    SearchConfig,
+    TrainConfig,
+)
 from .method import Method
 from .methods import METHODS
 from .setting_error import SettingError, blamed_on
@@ -87,7 +95,8 @@ def train(
         schedule: ``short`` is for minutes on a CPU, ``paper`` the published recipe.
         epochs: The schedule's by default.
         batch_size: Images per step; the schedule's by default.
-        lr: Peak learning rate; ``short`` takes 0.01 on demo-vit, else the schedule's.
+        lr: Peak learning rate; ``short`` takes 0.001 (``full`` a tenth), ten times that on
+            demo-vit; ``paper`` what is published.
         drop_path: Of the deepest block; the schedule's by default.
         ranks: On offer to lora paths; the one rank, or width, of other methods.
         scale: Of the change that repadapter and FacT (1 by default) or adaptformer (0.1) make.
@@ -144,8 +153,9 @@ def train(
         "exclude": _patterns(exclude),
         "servable_mixed": servable_mixed or None,
     }
-    if (lr, backbone or "demo-vit", schedule) == (None, "demo-vit", "short"):
-        changes["lr"] = DEMO_LR
+    if lr is None and schedule == "short":
+        factor = DEMO_FACTOR if (backbone or "demo-vit") == "demo-vit" else 1
+        changes["lr"] = factor * (chosen.short_lr or SHORT_LR)
     if chosen.rank is not None and ranks is None:
         changes["ranks"] = (chosen.rank,)
     published = chosen.paper if schedule == "paper" else {}

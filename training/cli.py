@@ -156,7 +156,7 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate; short takes 0.01 on demo-vit, else 0.001.",
+            help="Peak learning rate; short takes 0.001 (full: a tenth), demo-vit ten times that.",
             rich_help_panel=SCHEDULE,
         ),
     ] = None,

@@ -12,6 +12,7 @@ from torch import nn
 from glora_deploy.backbones.load import Backbone
 from glora_deploy.data.load import TaskData
 from glora_deploy.glora.forms import Subnet
+from glora_deploy.store.cost_record import CostRecord
 from glora_deploy.store.history import EpochRecord, StageName, StageRecord, ValidationRecord
 
 from .adapted import Adapted
@@ -78,6 +79,8 @@ class Trained:
     after it had made the subnet no better on the validation split."""
     stages: tuple[StageRecord, ...] = ()
     """Every epoch, in the order they were trained."""
+    cost: CostRecord | None = None
+    """What it took; None before it was trained."""
 
 
 def trainer_of(

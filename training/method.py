@@ -81,6 +81,8 @@ class Method(ABC):
     """``--scale`` if nobody says otherwise; None if it has none."""
     paper: ClassVar[Mapping[str, Any]] = {"epochs": 100, "lr": 1e-3}
     """What its authors trained with, where that is not what GLoRA's did."""
+    short_lr: ClassVar[float | None] = None
+    """Peak learning rate of the short schedule if nobody says otherwise; None for that of all."""
     adapts_layers: ClassVar[bool] = True
     """Whether it matters to it which layers are chosen."""
     searches: ClassVar[bool] = False
@@ -142,12 +144,20 @@ class Blocks:
     """Tokens before those of the image, such as cls."""
 
 
-class AttachedMethod(Method):
-    """A method that changes inference itself: trained and measured beside others, never merged."""
+class ComparedMethod(Method):
+    """A method that is trained and measured beside others, and leaves no delta."""
 
     adapts_layers = False
     why: ClassVar[str]
-    """Why nothing of it can be merged, as half a sentence."""
+    """Why it leaves none, as half a sentence."""
+
+
+class WholeMethod(ComparedMethod):
+    """A method that trains the network's own weights, all of them."""
+
+
+class AttachedMethod(ComparedMethod):
+    """A method that changes inference itself, so that nothing of it can be merged."""
 
     @abstractmethod
     def parts(self, blocks: Blocks, config: TrainConfig) -> dict[str, Part]:

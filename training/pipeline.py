@@ -34,10 +34,10 @@ from .device import choose_device
 from .evaluate import accuracies
 from .event_files import EventFiles, require_event_files
 from .job import Job, OnProgress, Trained
-from .method import AttachedMethod, FoldedMethod
+from .method import AttachedMethod, ComparedMethod, FoldedMethod, WholeMethod
 from .methods import METHODS
 from .pixels import Pixels
-from .record import draft_of, history_of, require_storable, tensors_of
+from .record import checkpoint_of, draft_of, history_of, require_storable, tensors_of
 from .run_folder import RunFolder, open_run, require_startable, require_writable
 from .run_settings import settings_of
 from .setting_error import SettingError, blamed_on
@@ -121,7 +121,7 @@ def run(
     )
     ArtifactStore(root).require_intact_backbone(backbone.fingerprint)
     for each in untrained(config, backbone, data.n_classes):
-        if not isinstance(each.method, AttachedMethod):
+        if not isinstance(each.method, ComparedMethod):
             require_storable(each, config, backbone, data, device)
     checked = _check(config, data, report, tell)
     data = checked.data
@@ -252,6 +252,8 @@ def _require_backbone(config: RunConfig) -> list[str]:
     method = METHODS[config.method]
     if isinstance(method, AttachedMethod):
         method.parts(blocks_of(build_outline(sized, config.train), method), config.train)
+    elif isinstance(method, WholeMethod):
+        build_outline(sized, config.train)
     else:
         layers = require_layers(sized, config.train, method)
         if isinstance(method, FoldedMethod):
@@ -309,7 +311,7 @@ def _store(
             backbone.config(),
         )
         for i, (each, test_accuracy) in enumerate(zip(trained, tested, strict=True)):
-            if isinstance(each.method, AttachedMethod):
+            if isinstance(each.method, ComparedMethod):
                 outcomes.append(_compare(job, store, each, each.method, test_accuracy))
                 continue
             draft = draft_of(
@@ -333,7 +335,7 @@ def _store(
 
 
 def _compare(
-    job: Job, store: ArtifactStore, trained: Trained, method: AttachedMethod, test_accuracy: float
+    job: Job, store: ArtifactStore, trained: Trained, method: ComparedMethod, test_accuracy: float
 ) -> Outcome:
     """Keep what a training came to of which nothing can be stored."""
     config = job.config
@@ -353,8 +355,9 @@ def _compare(
         n_parameters=n_trained,
         val_accuracy=trained.val_accuracy,
         test_accuracy=test_accuracy,
+        cost=trained.cost,
     )
-    write_comparison(store.root, record)
+    write_comparison(store.root, record, checkpoint_of(trained))
     return Outcome(
         None,
         record.name,

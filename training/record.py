@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors.numpy import save
 
 from glora_deploy.backbones.load import Backbone
 from glora_deploy.data.check import SKIPPED_IMAGES
@@ -33,6 +34,7 @@ from glora_deploy.strict_record import short
 
 from .config import RunConfig
 from .job import Trained
+from .method import WholeMethod
 from .run_settings import settings_of
 from .search import Scored
 from .setting_error import SettingError
@@ -45,6 +47,14 @@ def tensors_of(trained: Trained) -> dict[str, NDArray[np.float32]]:
         **trained.adapted.head(),
     }
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def checkpoint_of(trained: Trained) -> bytes | None:
+    """Timm's state dict as a safetensors file, where the network's own weights were trained."""
+    if not isinstance(trained.method, WholeMethod):
+        return None
+    state = trained.network.state_dict()
+    return save({name: tensor.detach().cpu().numpy() for name, tensor in state.items()})
 
 
 def draft_of(
@@ -100,7 +110,10 @@ def draft_of(
 def history_of(trained: Trained) -> History:
     """How a training went."""
     return History(
-        history_version=HISTORY_VERSION, stages=trained.stages, search=_search_of(trained)
+        history_version=HISTORY_VERSION,
+        stages=trained.stages,
+        search=_search_of(trained),
+        cost=trained.cost,
     )
 
 

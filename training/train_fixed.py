@@ -7,14 +7,22 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 
+import torch
+
+from glora_deploy.backbones.load import Backbone
+
 from .attached_network import AttachedNetwork, build_attached
 from .config import TrainConfig
 from .evaluate import accuracies
 from .folded_network import FoldedNetwork, build_folded
 from .job import Job, Trained, merged_of, stage_record, trainer_of
-from .method import AttachedMethod, FoldedMethod
+from .method import AttachedMethod, FoldedMethod, WholeMethod
 from .schedule import draw_always
 from .trainer import Trainer
+from .whole_network import WholeNetwork, build_whole
+
+FixedMethod = FoldedMethod | AttachedMethod | WholeMethod
+"""One that trains one thing, and searches nothing."""
 
 N_TIMED_EPOCHS = 3
 """Epochs to measure before deciding how many fit a time."""
@@ -22,7 +30,7 @@ N_TIMED_EPOCHS = 3
 
 def train_fixed(
     job: Job,
-    method: FoldedMethod | AttachedMethod,
+    method: FixedMethod,
     train: TrainConfig,
     seconds: float | None = None,
 ) -> Trained:
@@ -67,19 +75,45 @@ def train_fixed(
     )
 
 
+def build_fixed(
+    backbone: Backbone,
+    n_classes: int,
+    config: TrainConfig,
+    method: FixedMethod,
+    *,
+    seed: int,
+    device: torch.device,
+    strict: bool = True,
+) -> FoldedNetwork | AttachedNetwork | WholeNetwork:
+    """What a method without a search trains.
+
+    Args:
+        backbone: Not modified.
+        n_classes: Rows of the new classifier.
+        config: How.
+        method: What adapts it.
+        seed: Of the classifier and the method's tensors.
+        device: Where to put it.
+        strict: As for ``choose_layers``.
+
+    Raises:
+        SettingError: If the method cannot adapt this backbone.
+    """
+    match method:
+        case WholeMethod():
+            return build_whole(backbone, n_classes, config, seed=seed, device=device)
+        case AttachedMethod():
+            return build_attached(backbone, n_classes, config, method, seed=seed, device=device)
+        case FoldedMethod():
+            return build_folded(
+                backbone, n_classes, config, method, seed=seed, device=device, strict=strict
+            )
+
+
 def _build(
-    job: Job, method: FoldedMethod | AttachedMethod, train: TrainConfig
-) -> FoldedNetwork | AttachedNetwork:
-    if isinstance(method, AttachedMethod):
-        return build_attached(
-            job.backbone,
-            job.data.n_classes,
-            train,
-            method,
-            seed=job.config.seed,
-            device=job.device,
-        )
-    return build_folded(
+    job: Job, method: FixedMethod, train: TrainConfig
+) -> FoldedNetwork | AttachedNetwork | WholeNetwork:
+    return build_fixed(
         job.backbone,
         job.data.n_classes,
         train,
@@ -90,9 +124,7 @@ def _build(
     )
 
 
-def _epochs_within(
-    seconds: float, job: Job, method: FoldedMethod | AttachedMethod, train: TrainConfig
-) -> int:
+def _epochs_within(seconds: float, job: Job, method: FixedMethod, train: TrainConfig) -> int:
     """How many epochs fit a time, judged by the fastest of a throwaway training.
 
     The fastest, as whatever else the machine does meanwhile must not cost epochs.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 
 from glora_deploy.backbones.load import Backbone
+from glora_deploy.glora.forms import Subnet
 
-from .attached_network import build_attached
-from .config import RunConfig
+from .adapted import Adapted
+from .config import RunConfig, TrainConfig
+from .cost import BATCH, cost_of, peak_memory
 from .folded_network import build_folded
 from .job import Job, Trained
-from .method import AttachedMethod, FoldedMethod
+from .method import AttachedMethod, FoldedMethod, Method
 from .methods import METHODS
 from .supernet import build_supernet
-from .train_fixed import train_fixed
+from .train_fixed import FixedMethod, build_fixed, train_fixed
 from .train_searched import train_searched
 
 COMPARED = "lora"
@@ -29,40 +34,21 @@ def untrained(config: RunConfig, backbone: Backbone, n_classes: int) -> list[Tra
         SettingError: If the backbone has no layers to adapt, or does not take the settings.
     """
     cpu, method = torch.device("cpu"), METHODS[config.method]
-    found = []
     if method.searches:
         supernet = build_supernet(
             backbone, n_classes, config.train, method, seed=config.seed, device=cpu
         )
-        largest = supernet.space.largest()
-        found.append(
-            Trained(method, config.train, supernet, largest, supernet.model, 0.0, 0.0, 0.0, None)
-        )
-    if isinstance(method, AttachedMethod):
-        attached = build_attached(
-            backbone, n_classes, config.train, method, seed=config.seed, device=cpu
-        )
-        found.append(
-            Trained(
-                method, config.train, attached, attached.subnet, attached.model, 0.0, 0.0, 0.0, None
-            )
-        )
-    fixed = [(method, config.train)] if isinstance(method, FoldedMethod) else []
+        found = [_as_is(method, config.train, supernet, supernet.space.largest())]
+    else:
+        assert isinstance(method, FixedMethod)
+        fixed = build_fixed(backbone, n_classes, config.train, method, seed=config.seed, device=cpu)
+        found = [_as_is(method, config.train, fixed, fixed.subnet)]
     if config.compare_lora:
-        fixed.append((_compared(), config.train.for_lora()))
-    for each, train in fixed:
-        adapted = build_folded(
-            backbone,
-            n_classes,
-            train,
-            each,
-            seed=config.seed,
-            device=cpu,
-            strict=each is method,
+        lora, train = _compared(), config.train.for_lora()
+        beside = build_folded(
+            backbone, n_classes, train, lora, seed=config.seed, device=cpu, strict=False
         )
-        found.append(
-            Trained(each, train, adapted, adapted.subnet, adapted.model, 0.0, 0.0, 0.0, None)
-        )
+        found.append(_as_is(lora, train, beside, beside.subnet))
     return found
 
 
@@ -74,13 +60,32 @@ def train_all(job: Job) -> list[Trained]:
         ValueError: If no subnet keeps the parameter limits.
     """
     method = job.method
-    if isinstance(method, FoldedMethod | AttachedMethod):
-        return [train_fixed(job, method, job.config.train)]
-    trained = [train_searched(job)]
+    if isinstance(method, FixedMethod):
+        return [_measured(job, lambda: train_fixed(job, method, job.config.train))]
+    trained = [_measured(job, lambda: train_searched(job))]
     if job.config.compare_lora:
         spent = trained[0].train_s + trained[0].search_s
-        trained.append(train_fixed(job, _compared(), job.config.train.for_lora(), spent))
+        train = job.config.train.for_lora()
+        trained.append(_measured(job, lambda: train_fixed(job, _compared(), train, spent)))
     return trained
+
+
+def _measured(job: Job, train: Callable[[], Trained]) -> Trained:
+    """Train, and keep what it took."""
+    with peak_memory(job.device) as peak:
+        trained = train()
+    adapted = trained.adapted
+    adapted.take(trained.subnet)
+    merged = trained.network
+    if isinstance(trained.method, AttachedMethod):  # it cannot merge: what one that can would be
+        merged = job.backbone.build(job.data.n_classes).to(job.device)
+    images = job.val.inputs(range(min(BATCH, len(job.val))))
+    cost = cost_of(merged, adapted.model, images, peak, job.device)
+    return replace(trained, cost=cost)
+
+
+def _as_is(method: Method, config: TrainConfig, adapted: Adapted, subnet: Subnet) -> Trained:
+    return Trained(method, config, adapted, subnet, adapted.model, 0.0, 0.0, 0.0, None)
 
 
 def _compared() -> FoldedMethod:

@@ -15,6 +15,7 @@ from glora_deploy.data.preprocess import Preprocessing, normalise, to_pixels
 from glora_deploy.errors import MissingDependencyError
 from glora_deploy.parity import PIXEL_LIMIT, Limits, Outcome, PixelDifference, Step, judge
 from glora_deploy.precision import Precision
+from glora_deploy.release_memory import release_memory
 from glora_deploy.store.export_record import MODEL_FILE, PIXELS_FILE
 
 from ..onnx_model.ort_session import PROVIDERS, OnnxSession
@@ -25,7 +26,6 @@ from ..onnx_model.with_preprocessing import (
     only_preprocessing,
     pillow_version,
 )
-from ..release_memory import release_memory
 from .batch_sizes import in_batches
 from .inputs import ParityInputs
 from .stages import NO_BF16

@@ -12,9 +12,9 @@ from glora_deploy.errors import MissingDependencyError, NonFiniteError
 from glora_deploy.machine import Machine
 from glora_deploy.parity import DEFAULT_LIMITS, Limits, Report, Step, judge
 from glora_deploy.precision import Precision
+from glora_deploy.release_memory import release_memory
 from glora_deploy.store.manifest import Manifest
 
-from ..release_memory import release_memory
 from .batch_sizes import Logits, in_batches
 from .inputs import ParityInputs
 from .stages import REFERENCE, SkipStage, Stage

@@ -28,7 +28,11 @@ from .image_bars import ImageBars
 from .sizes import mb
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..evaluation.compare_versions import ComparedVersion, Comparison
+    from ..store.comparisons import Comparison as Kept
+    from ..store.cost_record import CostRecord
 
 
 @examples(
@@ -117,18 +121,27 @@ def _print_notes(found: Comparison) -> None:
 
 
 def _print(found: Comparison) -> None:
-    columns = ("", *(f"{each.name}{'*' if each.is_current else ''}" for each in found.versions))
+    columns = (
+        "",
+        *(f"{each.name}{'*' if each.is_current else ''}" for each in found.versions),
+        *(f"{each.task}/{each.name}" for each in found.others),
+    )
     title = "* is current"
     if found.data is not None:
         what = "all images" if found.split == "all" else f"{found.split} images"
         title += f"; measured on the {what} of {found.data}, compared with {found.versions[0].name}"
-    rows = list(zip(_FACTS, *(_cells(each) for each in found.versions), strict=True))
+    cells = [*map(_cells, found.versions), *map(_cells_of_other, found.others)]
+    rows = list(zip(_FACTS, *cells, strict=True))
     print_table(title, columns, [row for row in rows if any(row[1:])], right=columns[1:])
+    for note in dict.fromkeys(_where_timed(found)):
+        stdout.print(note, soft_wrap=True)
+    if len(found.versions) < 2:
+        return
     if not found.differences:
         stdout.print("They were made alike: no setting, data, backbone or form differs.")
         return
     rows = [(each.what, *each.values) for each in found.differences]
-    print_table("What differs", columns, rows)
+    print_table("What differs", columns[: 1 + len(found.versions)], rows)
 
 
 _FACTS = (
@@ -147,8 +160,11 @@ _FACTS = (
     "p, McNemar",
     "parameters",
     "classifier",
-    "delta, MB",
+    "stored, MB",
     "trained in, s",
+    "peak memory, MB",
+    "ms an image, merged",
+    "ms an image, unmerged",
 )
 
 
@@ -184,7 +200,45 @@ def _cells(each: ComparedVersion) -> tuple[str, ...]:
         mb(manifest.adapter.size_bytes),
         "" if each.seconds is None else f"{each.seconds:,.1f}",
     )
-    return (*recorded, *measured, *against, *sizes)
+    return (*recorded, *measured, *against, *sizes, *_costs(each.cost))
+
+
+def _cells_of_other(each: Kept) -> tuple[str, ...]:
+    """Of a training that left no version."""
+    recorded = (
+        each.method,
+        each.created[:16].replace("T", " "),
+        _percent(each.val_accuracy),
+        _percent(each.test_accuracy),
+    )
+    nothing = ("",) * (_FACTS.index("parameters") - len(recorded))
+    size = "" if each.checkpoint is None else mb(each.checkpoint.size_bytes)
+    merges = each.checkpoint is not None
+    costs = _costs(each.cost, merges=merges)
+    return (*recorded, *nothing, f"{each.n_parameters:,}", "", size, f"{each.seconds:,.1f}", *costs)
+
+
+def _costs(cost: CostRecord | None, *, merges: bool = True) -> tuple[str, str, str]:
+    if cost is None:
+        return "", "", ""
+    peak = cost.peak_memory_bytes
+    return (
+        "" if peak is None else f"{peak / 1e6:,.0f}",
+        f"{cost.merged_ms / cost.batch_size:,.2f}" if merges else "cannot merge",
+        f"{cost.unmerged_ms / cost.batch_size:,.2f} ({cost.slowdown:.2f}x)",
+    )
+
+
+def _where_timed(found: Comparison) -> Iterator[str]:
+    """Where each was timed, and what the times in brackets are times of."""
+    costs = [each.cost for each in found.versions] + [each.cost for each in found.others]
+    for cost in costs:
+        if cost is not None:
+            where = cost.machine.cpu if cost.device == "cpu" else cost.device
+            yield (
+                f"Times are of a batch of {cost.batch_size} on {where}, taken after each training; "
+                "in brackets, how many times as long as the merged network beside it."
+            )
 
 
 def _percent(share: float | None) -> str:

@@ -61,7 +61,7 @@ def _row_of(record: Comparison) -> tuple[str, ...]:
         percent(record.test_accuracy),
         f"{record.n_parameters:,}",
         "",
-        "cannot merge",
+        "cannot merge" if record.checkpoint is None else "a checkpoint",
     )
 
 

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, GloraDeployError, MissingDependencyError, StoreError
+from ..errors import (
+    ArtifactError,
+    DataError,
+    GloraDeployError,
+    MissingDependencyError,
+    StoreError,
+)
 from ..store.artifact import Artifact
+from ..store.comparisons import Comparison as Kept, comparisons, read_comparison
+from ..store.cost_record import CostRecord
+from ..store.history import read_history
 from ..store.manifest import Manifest
 from ..store.reader import StoreReader, require_slug
 from ..store.store import ArtifactStore
@@ -31,6 +40,8 @@ class ComparedVersion:
     is_current: bool
     evaluation: Evaluation | None
     """On the images of the comparison; None if it was not measured."""
+    cost: CostRecord | None
+    """Of its training; None if it is not recorded."""
     against_first: McNemar | None
     """The first version as the first, this one as the second; None for the first itself, and where
     one of the two was not measured."""
@@ -66,6 +77,7 @@ class ComparedVersion:
             "n_head_parameters": manifest.n_head_parameters,
             "size_bytes": manifest.adapter.size_bytes,
             "seconds": self.seconds,
+            "cost": _fields(self.cost),
             "measured": None if self.evaluation is None else _measured(self.evaluation),
             "against_first": None if self.against_first is None else self.against_first.to_dict(),
             "notes": list(self.notes),
@@ -74,9 +86,11 @@ class ComparedVersion:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Comparison:
-    """Two or more versions; the first is what the others are compared with."""
+    """Two or more trainings; the first version is what the others are compared with."""
 
     versions: tuple[ComparedVersion, ...]
+    others: tuple[Kept, ...]
+    """Trainings that left no version; of them only what is recorded can be told."""
     differences: tuple[Difference, ...]
     """What is not the same for all, each with one value for each version."""
     data: str | None
@@ -89,6 +103,7 @@ class Comparison:
         """JSON values."""
         return {
             "versions": [each.to_dict() for each in self.versions],
+            "comparisons": [each.model_dump(mode="json") for each in self.others],
             "differences": [
                 {
                     "what": each.what,
@@ -117,8 +132,9 @@ def compare(
     """Compare versions by what is recorded, and by their answers to the same images.
 
     Args:
-        names: ``task/version``, or ``task`` for all of its versions, the current one first. The
-            first that they name is what the others are compared with.
+        names: ``task/version``, or ``task`` for all of its versions, the current one first, and
+            for what was trained for comparison alone. The first version that they name is what the
+            others are compared with.
         store: Folder of the store.
         open_network: What answers for a version; by default its delta, merged with torch.
         measure: Let the versions answer; without, only what is recorded is compared.
@@ -133,13 +149,14 @@ def compare(
         StoreError: If a store, task or version is not there.
         DataError: If ``data`` are given and cannot be read, or an image cannot be read.
         GloraDeployError: If a version that was to be measured cannot be opened.
-        ValueError: If the names are those of fewer than two versions, or a name is malformed.
+        ValueError: If the names are those of fewer than two trainings, or a name is malformed.
     """
     opened = ArtifactStore.open(store)
-    artifacts = [opened.get(*name) for name in _version_names(opened, names)]
+    versions, others = _named(opened, names)
+    artifacts = [opened.get(*name) for name in versions]
     images: LabelledImages | None = None
     notes: tuple[str, ...] = ()
-    if measure:
+    if measure and artifacts:
         try:
             images = load_images(artifacts[0].manifest, data=data, split=split)
             notes = images.notes
@@ -153,7 +170,6 @@ def compare(
         )
         for each in artifacts
     ]
-    first = results[0][0]
     current = {artifact.task: _current(opened, artifact.task) for artifact in artifacts}
     return Comparison(
         versions=tuple(
@@ -161,13 +177,15 @@ def compare(
                 manifest=artifact.manifest,
                 is_current=artifact.version == current[artifact.task],
                 evaluation=evaluation,
-                against_first=None if index == 0 else _against(first, evaluation),
-                notes=said,
+                cost=cost,
+                against_first=None if index == 0 else _against(results[0][0], evaluation),
+                notes=(*said, *damage),
             )
-            for index, (artifact, (evaluation, said)) in enumerate(
-                zip(artifacts, results, strict=True)
+            for index, (artifact, (evaluation, said), (cost, damage)) in enumerate(
+                zip(artifacts, results, [_cost(opened, each) for each in artifacts], strict=True)
             )
         ),
+        others=others,
         differences=differences([artifact.manifest for artifact in artifacts]),
         data=None if images is None else images.data,
         split=split,
@@ -175,27 +193,47 @@ def compare(
     )
 
 
-def _version_names(store: StoreReader, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Task and version of each version that is named, each once."""
+def _cost(store: StoreReader, artifact: Artifact) -> tuple[CostRecord | None, tuple[str, ...]]:
+    """What the training took, and what to know if that cannot be told."""
+    try:
+        history = read_history(store, artifact)
+    except (ArtifactError, StoreError) as error:
+        return None, (f"what it took is not known: {error}",)
+    return None if history is None else history.cost, ()
+
+
+def _named(
+    store: StoreReader, names: Sequence[str]
+) -> tuple[list[tuple[str, str]], tuple[Kept, ...]]:
+    """Task and version of each version that is named, each once; and what has no version."""
     found: dict[tuple[str, str], None] = {}
+    others: dict[tuple[str, str], Kept] = {}
     for name in names:
         task, slash, version = name.partition("/")
         require_slug("task", task)
         if slash:
             require_slug("version", version)
-            found[task, version] = None
+            kept = read_comparison(store.root, task, version)
+            if kept is not None and version not in store.version_names(task):
+                others[task, version] = kept
+            else:
+                found[task, version] = None
+            continue
+        kept_of_task = {(task, k.name): k for k in comparisons(store.root) if k.task == task}
+        others |= kept_of_task
+        if kept_of_task and task not in store.tasks():
             continue
         current = _current(store, task)
         versions = store.versions(task)
         versions.sort(key=lambda each: each != current)  # the order of time but for this
         found |= {(task, each): None for each in versions}
-    if len(found) < 2:
-        there = ", ".join(f"{task}/{version}" for task, version in found) or "none"
+    if len(found) + len(others) < 2:
+        there = ", ".join(f"{task}/{version}" for task, version in (*found, *others)) or "none"
         raise ValueError(
             f"there must be two versions at least to compare, got {there}. Name another, as "
             "TASK/VERSION."
         )
-    return [*found]
+    return [*found], tuple(others.values())
 
 
 def _current(store: StoreReader, task: str) -> str | None:
@@ -253,6 +291,10 @@ def _against(first: Evaluation | None, second: Evaluation | None) -> McNemar | N
         # What cannot be read is the same for all, unless the files changed meanwhile.
         raise GloraDeployError(f"{first.data}: the images have changed meanwhile. Start again.")
     return mcnemar(first.predictions.correct, second.predictions.correct)
+
+
+def _fields(cost: CostRecord | None) -> dict[str, Any] | None:
+    return None if cost is None else cost.model_dump(mode="json")
 
 
 def _measured(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""All versions of a task side by side, as their manifests record them."""
+"""All trainings of a task side by side, as they are recorded, with a version or without."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ..store.comparisons import Comparison
+from ..store.cost_record import CostRecord
 from ..store.manifest import Manifest
 from .blocks import Section, Table, percent
 
@@ -15,6 +17,8 @@ def versions_section(
     reported: str,
     current: str | None,
     damaged: Sequence[str],
+    costs: Mapping[str, CostRecord] | None = None,
+    others: Sequence[Comparison] = (),
 ) -> Section:
     """The table of versions.
 
@@ -24,22 +28,40 @@ def versions_section(
         reported: The version that the report is about.
         current: The version that answers; None if none does.
         damaged: Versions whose manifest cannot be read.
+        costs: Of versions, where they are recorded.
+        others: What was trained for comparison alone.
     """
-    rows = tuple(_row(each, reported=reported, current=current) for each in manifests)
-    left = f" {', '.join(damaged)}: the manifest cannot be read." if damaged else ""
-    lead = (
-        "What each training recorded; the test accuracies are those of its own test images." + left
-    )
+    costs = costs or {}
+    rows = [
+        _row(each, costs.get(each.version), reported=reported, current=current)
+        for each in manifests
+    ]
+    rows += map(_row_of_other, others)
+    lead = "What each training recorded; the test accuracies are those of its own test images."
+    if any(row[-1] for row in rows):
+        lead += (
+            " Peak MB is the memory of the training; ms are those of one image in a batch, timed "
+            "after it: in the network that it merges into, and in the one that was trained."
+        )
+    lead += f" {', '.join(damaged)}: the manifest cannot be read." if damaged else ""
     table = Table(
         caption=f"Versions of {task}, oldest first",
-        head=("version", "stored", "method", "validation", "test", "parameters", "kB", "seconds"),
-        rows=rows,
-        numbers=frozenset(range(3, 8)),
+        head=_HEAD,
+        rows=tuple(rows),
+        numbers=frozenset(range(3, len(_HEAD))),
     )
     return Section(name="versions", title="Versions", lead=lead, blocks=(table,))
 
 
-def _row(manifest: Manifest, *, reported: str, current: str | None) -> tuple[str, ...]:
+_HEAD = (
+    *("version", "stored", "method", "validation", "test", "parameters", "kB", "seconds"),
+    *("peak MB", "ms merged", "ms unmerged"),
+)
+
+
+def _row(
+    manifest: Manifest, cost: CostRecord | None, *, reported: str, current: str | None
+) -> tuple[str, ...]:
     training = manifest.training
     told = ["shown here"] if manifest.version == reported else []
     told += ["current"] if manifest.version == current else []
@@ -52,4 +74,31 @@ def _row(manifest: Manifest, *, reported: str, current: str | None) -> tuple[str
         f"{manifest.n_parameters:,}",
         f"{manifest.adapter.size_bytes / 1000:,.0f}",
         "" if training.seconds is None else f"{training.seconds:,.0f}",
+        *_costs(cost),
+    )
+
+
+def _row_of_other(other: Comparison) -> tuple[str, ...]:
+    merges = other.checkpoint is not None
+    return (
+        f"{other.name} (comparison)",
+        other.created[:10],
+        other.method,
+        percent(other.val_accuracy),
+        percent(other.test_accuracy),
+        f"{other.n_parameters:,}",
+        "" if other.checkpoint is None else f"{other.checkpoint.size_bytes / 1000:,.0f}",
+        f"{other.seconds:,.0f}",
+        *_costs(other.cost, merges=merges),
+    )
+
+
+def _costs(cost: CostRecord | None, *, merges: bool = True) -> tuple[str, str, str]:
+    if cost is None:
+        return "", "", ""
+    peak = cost.peak_memory_bytes
+    return (
+        "" if peak is None else f"{peak / 1e6:,.0f}",
+        f"{cost.merged_ms / cost.batch_size:.2f}" if merges else "cannot merge",
+        f"{cost.unmerged_ms / cost.batch_size:.2f}",
     )

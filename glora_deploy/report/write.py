@@ -16,6 +16,8 @@ from ..errors import (
     StoreError,
 )
 from ..store.artifact import Artifact
+from ..store.comparisons import comparisons
+from ..store.cost_record import CostRecord
 from ..store.history import History, read_history
 from ..store.manifest import Manifest
 from ..store.store import ArtifactStore
@@ -195,9 +197,14 @@ def _features(
 def _versions(store: ArtifactStore, artifact: Artifact) -> Section:
     manifests: list[Manifest] = []
     damaged: list[str] = []
+    costs: dict[str, CostRecord] = {}
     for version in store.versions(artifact.task):
         try:
-            manifests.append(store.get(artifact.task, version).manifest)
+            found = store.get(artifact.task, version)
+            manifests.append(found.manifest)
+            history, _ = _history(store, found)
+            if history is not None and history.cost is not None:
+                costs[version] = history.cost
         except NotInStoreError:  # removed meanwhile
             continue
         except ArtifactError:
@@ -207,7 +214,13 @@ def _versions(store: ArtifactStore, artifact: Artifact) -> Section:
     except StoreError:  # it names no version: none answers
         current = None
     return versions_section(
-        artifact.task, manifests, reported=artifact.version, current=current, damaged=damaged
+        artifact.task,
+        manifests,
+        reported=artifact.version,
+        current=current,
+        damaged=damaged,
+        costs=costs,
+        others=[each for each in comparisons(store.root) if each.task == artifact.task],
     )
 
 

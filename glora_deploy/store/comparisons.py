@@ -6,6 +6,7 @@ that reads versions meets it, but who asks for one by this name is told.
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,9 +17,11 @@ from ..errors import ArtifactError
 from ..record_file import parse_record, read_bytes
 from ..strict_record import Count, Line, Record
 from .atomic_files import replace_file
-from .manifest_fields import Fraction, TaskName, Time, VersionName
+from .cost_record import CostRecord
+from .manifest_fields import FileRecord, Fraction, TaskName, Time, VersionName
 
 COMPARISONS = ".comparisons"
+CHECKPOINT = ".safetensors"
 MAX_BYTES = 64 * 2**10
 
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,7 +36,7 @@ class Comparison(Record):
     created: Time
     method: VersionName
     why: Line
-    """Why nothing of it can be merged, as half a sentence."""
+    """Why it left no version, as half a sentence."""
     backbone: Line
     data: Line
     seed: Annotated[int, Field(ge=0, lt=2**64)]
@@ -44,16 +47,33 @@ class Comparison(Record):
     """Numbers that were trained, the classifier not counted."""
     val_accuracy: Fraction
     test_accuracy: Fraction
+    cost: CostRecord | None = None
+    """None if an earlier release trained it."""
+    checkpoint: FileRecord | None = None
+    """``NAME.safetensors`` beside the record: timm's state dict, where the network is vanilla."""
 
 
-def write_comparison(root: Path, record: Comparison) -> Path:
+def write_comparison(root: Path, record: Comparison, checkpoint: bytes | None = None) -> Path:
     """Keep a comparison; one of the same name is replaced.
+
+    Args:
+        root: Of the store.
+        record: Without ``checkpoint``.
+        checkpoint: A safetensors file.
 
     Raises:
         OSError: If it cannot be written.
     """
     place = _place(root, record.task, record.name)
+    weights = place.with_suffix(CHECKPOINT)
     place.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        weights.unlink(missing_ok=True)  # of the one that is replaced
+    else:
+        replace_file(weights, checkpoint, root / ".tmp")
+        digest = hashlib.sha256(checkpoint).hexdigest()
+        stated = FileRecord(sha256=digest, size_bytes=len(checkpoint))
+        record = record.model_copy(update={"checkpoint": stated})
     replace_file(place, record.to_json(), root / ".tmp")
     return place
 

@@ -15,6 +15,7 @@ from ..record_file import parse_record
 from ..strict_record import Count, Record
 from .artifact import Artifact
 from .companions import HISTORY
+from .cost_record import CostRecord
 from .manifest_fields import Fraction
 from .reader import StoreReader
 
@@ -126,6 +127,8 @@ class History(Record):
     """In the order they were trained."""
     search: SearchRecord | None
     """None where there was none."""
+    cost: CostRecord | None = None
+    """None if an earlier release trained it."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> History:

@@ -31,7 +31,7 @@ from typing import Literal
 from ..errors import ArtifactError, NotInStoreError, StoreError
 from .artifact import ADAPTER, MANIFEST, Artifact, read_artifact
 from .companions import read_companion
-from .comparisons import read_comparison
+from .comparisons import CHECKPOINT, COMPARISONS, read_comparison
 from .folder_lock import folder_lock, read_in_place
 from .manifest_fields import slug_problem, utc_text
 
@@ -221,9 +221,12 @@ class StoreReader:
 
     def _refuse_comparison(self, task: str, name: str) -> None:
         if known := read_comparison(self.root, task, name):
+            rest = "so nothing of it can be merged into a vanilla network"
+            if known.checkpoint is not None:
+                rest = f"and stands in {COMPARISONS}/{task}/{name}{CHECKPOINT}"
             raise NotInStoreError(
                 f"{task}/{name}: was trained by {known.method} for comparison alone, and has no "
-                f"delta: {known.why}, so nothing of it can be merged into a vanilla network"
+                f"delta: {known.why}, {rest}"
             )
 
     def none_current(self, task: str, stated: str | None) -> StoreError:

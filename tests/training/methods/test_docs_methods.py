@@ -9,8 +9,9 @@ from glora_deploy.backbones.load import outline
 from glora_deploy.training.adapted import build_outline, require_layers
 from glora_deploy.training.attached_network import blocks_of
 from glora_deploy.training.config import TrainConfig
-from glora_deploy.training.method import AttachedMethod, FoldedMethod
+from glora_deploy.training.method import AttachedMethod, FoldedMethod, WholeMethod
 from glora_deploy.training.methods import METHODS
+from glora_deploy.training.whole_network import WholeNetwork
 
 PAGE = (Path(__file__).parents[3] / "docs" / "methods.md").read_text("utf-8")
 
@@ -33,6 +34,13 @@ def test_the_table_has_every_method_and_its_numbers() -> None:
             model = build_outline(outline("vit_base_patch16_224"), config)
             n_trained = method.n_trained(blocks_of(model, method), config)
             assert (trained.split()[0], stored) == (f"{n_trained:,}", "nothing"), name
+            continue
+        if isinstance(method, WholeMethod):
+            plan = outline("vit_base_patch16_224")
+            network = WholeNetwork(plan.build_empty(2), plan.classifier)
+            n_trained = sum(tensor.numel() for tensor in network.trainable().values())
+            n_trained -= sum(tensor.numel() for tensor in network.head().values())
+            assert (trained, stored) == (f"{n_trained:,}", "a checkpoint")
             continue
         if not isinstance(method, FoldedMethod):
             continue
