@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glora_deploy.errors import MissingDependencyError
 from glora_deploy.store.history import EpochRecord
@@ -77,7 +77,7 @@ class EventFiles:
         """A measurement on the validation split, top-1, 0 to 1."""
         self._add(stage, after_epoch, {"val_accuracy": accuracy})
 
-    def generation(self, generation: Sequence[Scored]) -> None:
+    def generation(self, generation: Sequence[Scored[Any]]) -> None:
         """The fitness of the subnets that are new in one generation of the search."""
         values = [each.fitness for each in generation]
         self._fitness.append(max(values + self._fitness[-1:]))

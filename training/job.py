@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ class Trained:
     """Seconds of training."""
     search_s: float
     """Seconds of search."""
-    search: SearchResult | None
+    search: SearchResult[Any] | None
     """What the search found; None where there was none."""
     as_searched: bool = False
     """Whether the weights are those of the supernet at the end of the search, since the epochs

@@ -130,7 +130,7 @@ def _search_of(trained: Trained) -> SearchRecord | None:
     )
 
 
-def _candidate(scored: Scored) -> CandidateRecord:
+def _candidate(scored: Scored[Any]) -> CandidateRecord:
     return CandidateRecord(n_parameters=scored.n_parameters, val_accuracy=scored.fitness)
 
 

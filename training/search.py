@@ -1,9 +1,9 @@
-"""Evolutionary search over the subnets of a supernet; pure, imports no torch.
+"""Evolutionary search over the candidates of a supernet; pure, imports no torch.
 
 Grown from the authors' ``GLoRA/evolution.py`` (arXiv:2306.07967, section 3.2), with these
 differences on purpose: a parameter limit cannot hang the search (bounded tries, then repair), the
-last generation is ranked too, ties go to the subnet with fewer parameters, no subnet is scored
-twice, and there may be any number of layers.
+last generation is ranked too, ties go to the candidate with fewer parameters, none is scored
+twice, and there may be any number of layers. What a candidate is, is the business of its genes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Generic, Protocol, TypeVar
 
 from glora_deploy.glora.forms import Form, LayerForms, SearchSpace, Subnet, Support
 
@@ -23,12 +24,63 @@ TRIES_PER_CHILD = 10
 Genome = tuple[int, ...]
 """Index of the option taken by each gene; a larger index stores fewer numbers."""
 
+Candidate = TypeVar("Candidate")
+
+
+class Genes(Protocol[Candidate]):
+    """The choices that make a candidate, each independent of the others."""
+
+    costs: tuple[tuple[int, ...], ...]
+    """For each gene the numbers stored by each of its options, falling."""
+
+    def encode(self, candidate: Candidate) -> Genome:
+        """The options that a candidate takes."""
+
+    def decode(self, genome: Genome) -> Candidate:
+        """The candidate of these options."""
+
+
+class SubnetGenes:
+    """Every support of every layer that has a choice, in the order of the layers.
+
+    Args:
+        space: Of the subnets.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._layers = tuple(space.shapes)
+        self._genes: list[tuple[str, Support, tuple[Form, ...]]] = []
+        costs = []
+        for layer, shape in space.shapes.items():
+            for support, _ in LayerForms().items():
+                options = space.choices(layer, support)
+                if len(options) > 1:
+                    self._genes.append((layer, support, options))
+                    of_each = (
+                        LayerForms(**{support: form}).n_parameters(shape) for form in options
+                    )
+                    costs.append(tuple(of_each))
+        self.costs = tuple(costs)
+
+    def encode(self, candidate: Subnet) -> Genome:
+        """As ``Genes.encode``."""
+        return tuple(
+            options.index(candidate[layer][support]) for layer, support, options in self._genes
+        )
+
+    def decode(self, genome: Genome) -> Subnet:
+        """As ``Genes.decode``."""
+        paths: dict[str, dict[str, Form]] = {layer: {} for layer in self._layers}
+        for (layer, support, options), i in zip(self._genes, genome, strict=True):
+            paths[layer][support] = options[i]
+        return Subnet({layer: LayerForms(**chosen) for layer, chosen in paths.items()})
+
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One evaluated subnet."""
+class Scored(Generic[Candidate]):
+    """One evaluated candidate."""
 
-    subnet: Subnet
+    candidate: Candidate
     fitness: float
     """Larger is better."""
     n_parameters: int
@@ -36,66 +88,49 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(Generic[Candidate]):
     """What a search found."""
 
-    top: tuple[Scored, ...]
-    """The best ``top_k`` of all evaluated subnets, best first."""
+    top: tuple[Scored[Candidate], ...]
+    """The best ``top_k`` of all that were evaluated, best first."""
     n_evaluated: int
-    """Distinct subnets scored."""
+    """Distinct candidates scored."""
     best_fitness: tuple[float, ...]
     """The best fitness known after each generation."""
-    generations: tuple[tuple[Scored, ...], ...]
-    """The subnets that are new in each generation, in the order they were evaluated."""
+    generations: tuple[tuple[Scored[Candidate], ...], ...]
+    """The candidates that are new in each generation, in the order they were evaluated."""
 
     @property
-    def best(self) -> Scored:
-        """The fittest subnet; of equals the one with fewest parameters, then the earliest."""
+    def best(self) -> Scored[Candidate]:
+        """The fittest candidate; of equals the one with fewest parameters, then the earliest."""
         return self.top[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Gene:
-    layer: str
-    support: Support
-    options: tuple[Form, ...]
-    costs: tuple[int, ...]
-    """Numbers stored by each option, falling."""
 
 
 class _Candidates:
     """Makes legal genomes that it has not made before."""
 
-    def __init__(self, space: SearchSpace, config: SearchConfig, rng: random.Random) -> None:
+    def __init__(
+        self, costs: tuple[tuple[int, ...], ...], config: SearchConfig, rng: random.Random
+    ) -> None:
+        self.costs = costs
         self.config = config
         self.rng = rng
-        self.genes = _genes(space)
-        self.layers = tuple(space.shapes)
         self.made: set[Genome] = set()
 
     def cost(self, genome: Genome) -> int:
-        return sum(gene.costs[i] for gene, i in zip(self.genes, genome, strict=True))
-
-    def encode(self, subnet: Subnet) -> Genome:
-        return tuple(gene.options.index(subnet[gene.layer][gene.support]) for gene in self.genes)
-
-    def decode(self, genome: Genome) -> Subnet:
-        paths: dict[str, dict[str, Form]] = {layer: {} for layer in self.layers}
-        for gene, i in zip(self.genes, genome, strict=True):
-            paths[gene.layer][gene.support] = gene.options[i]
-        return Subnet({layer: LayerForms(**chosen) for layer, chosen in paths.items()})
+        return sum(of_each[i] for of_each, i in zip(self.costs, genome, strict=True))
 
     def random(self) -> Genome:
-        return tuple(self.rng.randrange(len(gene.options)) for gene in self.genes)
+        return tuple(self.rng.randrange(len(of_each)) for of_each in self.costs)
 
     def mutant(self, parents: Sequence[Genome]) -> Genome:
         """A parent with each gene redrawn with the mutation probability, perhaps to itself."""
         parent = self.rng.choice(parents)
         return tuple(
-            self.rng.randrange(len(gene.options))
+            self.rng.randrange(len(of_each))
             if self.rng.random() < self.config.mutation_probability
             else i
-            for gene, i in zip(self.genes, parent, strict=True)
+            for of_each, i in zip(self.costs, parent, strict=True)
         )
 
     def crossover(self, parents: Sequence[Genome]) -> Genome:
@@ -122,79 +157,67 @@ class _Candidates:
 
     def repaired(self, genome: Genome) -> Genome:
         """Shrink random genes until the genome is small enough, then grow others as allowed."""
-        genes, chosen, cost = self.genes, list(genome), self.cost(genome)
+        costs, chosen, cost = self.costs, list(genome), self.cost(genome)
         limit = self.config.max_parameters
         while limit is not None and cost > limit:
-            for k in self.rng.sample(range(len(genes)), len(genes)):
-                n_smaller = len(genes[k].options) - 1 - chosen[k]
+            for k in self.rng.sample(range(len(costs)), len(costs)):
+                n_smaller = len(costs[k]) - 1 - chosen[k]
                 if cost > limit and n_smaller:
-                    cost -= genes[k].costs[chosen[k]]
+                    cost -= costs[k][chosen[k]]
                     chosen[k] += self.rng.randint(1, n_smaller)
-                    cost += genes[k].costs[chosen[k]]
-        for k in self.rng.sample(range(len(genes)), len(genes)):
+                    cost += costs[k][chosen[k]]
+        for k in self.rng.sample(range(len(costs)), len(costs)):
             if cost >= self.config.min_parameters:
                 break
             for larger in range(chosen[k]):
-                grown = cost + genes[k].costs[larger] - genes[k].costs[chosen[k]]
+                grown = cost + costs[k][larger] - costs[k][chosen[k]]
                 if limit is None or grown <= limit:
                     chosen[k], cost = larger, grown
                     break
         return tuple(chosen)
 
 
-def _genes(space: SearchSpace) -> tuple[_Gene, ...]:
-    """Every support of every layer that has a choice, in the order of the layers."""
-    found = []
-    for layer, shape in space.shapes.items():
-        for support, _ in LayerForms().items():
-            options = space.choices(layer, support)
-            if len(options) > 1:
-                costs = [LayerForms(**{support: p}).n_parameters(shape) for p in options]
-                found.append(_Gene(layer, support, options, tuple(costs)))
-    return tuple(found)
-
-
 def evolve(
-    space: SearchSpace,
-    fitness: Callable[[Subnet], float],
+    genes: Genes[Candidate],
+    fitness: Callable[[Candidate], float],
     config: SearchConfig,
     rng: random.Random,
     *,
-    first: Sequence[Subnet] = (),
-    report: Callable[[int, Scored], None] = lambda n_evaluated, best: None,
-    on_generation: Callable[[tuple[Scored, ...]], None] = lambda generation: None,
-) -> SearchResult:
-    """Search the space for the fittest subnet.
+    first: Sequence[Candidate] = (),
+    report: Callable[[int, Scored[Candidate]], None] = lambda n_evaluated, best: None,
+    on_generation: Callable[[tuple[Scored[Candidate], ...]], None] = lambda generation: None,
+) -> SearchResult[Candidate]:
+    """Search for the fittest candidate.
 
     The same rng state and fitness give the same search, so an interrupted one is resumed by
     starting again with a fitness that remembers.
 
     Args:
-        space: What subnets there are.
-        fitness: Scores a subnet, larger is better; called once per subnet.
+        genes: What candidates there are.
+        fitness: Scores one, larger is better; called once for each.
         config: Sizes, probability and parameter limits.
         rng: Every draw comes from it.
-        first: Subnets to put into the first population, repaired if they break a limit.
+        first: Candidates to put into the first population, repaired if they break a limit.
         report: Called after each evaluation with how many there were and the best so far.
-        on_generation: Called after each generation with the subnets that were new in it.
+        on_generation: Called after each generation with those that were new in it.
 
     Returns:
-        The best subnets of all generations, the last one included.
+        The best of all generations, the last one included.
 
     Raises:
-        ValueError: If no subnet within the parameter limits exists or was found.
+        ValueError: If none within the parameter limits exists or was found.
     """
-    candidates = _Candidates(space, config, rng)
-    largest = candidates.cost((0,) * len(candidates.genes))
+    candidates = _Candidates(genes.costs, config, rng)
+    largest = candidates.cost((0,) * len(genes.costs))
     if config.min_parameters > largest:
         raise ValueError(
             f"search: min_parameters must be at most {largest}, the largest subnet, "
             f"got {config.min_parameters}"
         )
-    scored: dict[Genome, Scored] = {}
+    scored: dict[Genome, Scored[Candidate]] = {}
     best_fitness: list[float] = []
-    generations: list[tuple[Scored, ...]] = []
-    population = _first_population(candidates, [candidates.encode(subnet) for subnet in first])
+    generations: list[tuple[Scored[Candidate], ...]] = []
+    population = _first_population(candidates, [genes.encode(each) for each in first])
     if not population:
         raise ValueError(
             f"search: found no subnet with {config.min_parameters} to "
@@ -203,8 +226,8 @@ def evolve(
     ranking: list[Genome] = []
     for _ in range(config.generations + 1):
         for genome in population:
-            subnet = candidates.decode(genome)
-            scored[genome] = Scored(subnet, fitness(subnet), candidates.cost(genome))
+            candidate = genes.decode(genome)
+            scored[genome] = Scored(candidate, fitness(candidate), candidates.cost(genome))
             ranking.append(genome)
             ranking.sort(key=lambda g: (-scored[g].fitness, scored[g].n_parameters))
             del ranking[config.top_k :]

@@ -16,7 +16,7 @@ from .job import Job, Trained, merged_of, stage_record, trainer_of
 from .pixels import Pixels
 from .run_folder import ScoreMemory
 from .schedule import Draw, draw_always, draw_largest_first, draw_uniform
-from .search import Scored, SearchResult, evolve
+from .search import Scored, SearchResult, SubnetGenes, evolve
 from .supernet import Supernet, build_supernet
 from .trainer import Trainer
 
@@ -44,7 +44,7 @@ def train_searched(job: Job) -> Trained:
     result = _search(job, supernet, memory)
     search_s = memory.seconds
     memory.write()  # the scores are those of weights that are about to change
-    subnet = result.best.subnet
+    subnet = result.best.candidate
     searched = None if config.retrain else _searched_weights(job, supernet)
     trainer.train(draw_always(subnet))
     val_accuracy, train_s = merged.accuracy(subnet, job.val), trainer.seconds
@@ -115,17 +115,17 @@ def _draw(train: TrainConfig, supernet: Supernet) -> Draw:
     return make(supernet.space)
 
 
-def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) -> SearchResult:
+def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) -> SearchResult[Subnet]:
     config, search = job.config, job.search
     n_planned = search.population * (search.generations + 1)
 
-    def report(n_evaluated: int, best: Scored) -> None:
+    def report(n_evaluated: int, best: Scored[Subnet]) -> None:
         note = f"accuracy {best.fitness:.1%}, {best.n_parameters:,} parameters"
         job.report("search", n_evaluated, n_planned, note)
 
     job.report("search", 0, n_planned, "")
     result = evolve(
-        supernet.space,
+        SubnetGenes(supernet.space),
         fitness,
         search,
         random.Random(f"{config.seed}/search"),
