@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,14 +71,17 @@ def trace_inputs(
     Args:
         model: A float32 network in evaluation mode, whose one output is logits
             ``(n, n_classes)``. Not modified.
-        inputs: Example of each by name, in the order that ``forward`` takes them.
+        inputs: Example of each by name, in the order that ``forward`` takes them; a tensor each.
         dynamic_shapes: Of each, the axes that may have any length.
         opset: ONNX operator set to write.
 
     Raises:
-        ValueError: As ``trace_graph``.
+        ValueError: As ``trace_graph``, or if one tensor is the example of two inputs.
         ExportError: As ``trace_graph``.
     """
+    if len({id(example) for example in inputs.values()}) < len(inputs):
+        # The exporter would take one input for both, and say nothing.
+        raise ValueError(f"{', '.join(inputs)}: must be a tensor each, got one for two")
     _require_plain(model)
     program = _trace(model, inputs, dynamic_shapes, opset)
     graph_model = program.model
@@ -142,7 +146,9 @@ def _export(
 ) -> torch.onnx.ONNXProgram:
     # The fused attention of torch's CPU lays its output out in memory as the exporter's
     # decomposition does not, so some reshapes after it (timm's vit_relpos) fail.
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # Of axes that are as long as each other in two inputs, the first gives the name.
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
         program = torch.onnx.export(
             model,
             tuple(inputs.values()),
