@@ -11,7 +11,7 @@ from glora_deploy.glora.forms import Subnet
 from glora_deploy.merge.formula import merge_into
 
 from .adapted import Adapted
-from .pixels import Pixels
+from .split import Split
 
 EVAL_BATCH = 128
 
@@ -19,24 +19,24 @@ EVAL_BATCH = 128
 @torch.inference_mode()
 def accuracies(
     networks: Sequence[nn.Module],
-    images: Pixels,
+    split: Split,
     *,
     report: Callable[[int], None] = lambda n_done: None,
 ) -> list[float]:
-    """Top-1 of each network, 0 to 1; every image is read once for all of them.
+    """Top-1 of each network, 0 to 1; every example is read once for all of them.
 
     Args:
-        networks: In eval mode, on the device of the images.
-        images: At least one.
-        report: Called with how many images have been answered.
+        networks: In eval mode, on the device of the split.
+        split: At least one example.
+        report: Called with how many examples have been answered.
     """
     correct = torch.zeros(len(networks), dtype=torch.int64)
     n_done = 0
-    for x, labels in images.batches(EVAL_BATCH):
+    for x, labels in split.batches(EVAL_BATCH):
         correct += torch.tensor([int((net(x).argmax(1) == labels).sum()) for net in networks])
         n_done += len(labels)
         report(n_done)
-    return [int(count) / len(images) for count in correct]
+    return [int(count) / len(split) for count in correct]
 
 
 class MergedNetwork:
@@ -64,6 +64,6 @@ class MergedNetwork:
         self.network.load_state_dict(self._adapted.head(), strict=False)
         return self.network
 
-    def accuracy(self, subnet: Subnet, images: Pixels) -> float:
+    def accuracy(self, subnet: Subnet, split: Split) -> float:
         """Top-1 of a subnet, 0 to 1, evaluated as the vanilla network it merges into."""
-        return accuracies([self.become(subnet)], images)[0]
+        return accuracies([self.become(subnet)], split)[0]

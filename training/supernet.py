@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from glora_deploy.backbones.load import Backbone
-from glora_deploy.glora.forms import SearchSpace, Subnet
+from glora_deploy.glora.forms import LayerShape, SearchSpace, Subnet
 from glora_deploy.glora.supernet_layers import extract_supports, glora_layers, inject, set_subnet
 
 from .adapted import Adapted, build_to_adapt, generator_of
@@ -74,6 +75,26 @@ def build_supernet(
         SettingError: As ``build_to_adapt``.
     """
     model, layers = build_to_adapt(backbone, n_classes, config, method, seed=seed)
+    return supernet_of(model.to(device), layers, backbone.classifier, config, seed=seed)
+
+
+def supernet_of(
+    model: nn.Module,
+    layers: Mapping[str, LayerShape],
+    classifier: tuple[str, ...],
+    config: TrainConfig,
+    *,
+    seed: int,
+) -> Supernet:
+    """Put supports on the named layers of any network; all paths start as no-ops.
+
+    Args:
+        model: Vanilla; becomes the supernet, frozen but for its classifier.
+        layers: As ``choose_layers`` finds them.
+        classifier: Dotted names of the modules that are trained whole.
+        config: Ranks; the schedule decides on the scales.
+        seed: Of the supports.
+    """
     scales = {name: small_form_scales(shape) for name, shape in layers.items()}
     space = inject(
         model,
@@ -84,6 +105,6 @@ def build_supernet(
     )
     if config.servable_mixed:
         space = replace(space, lora_a=False)
-    for name in backbone.classifier:  # injecting has frozen all that was there before
+    for name in classifier:  # injecting has frozen all that was there before
         model.get_submodule(name).requires_grad_(True)
-    return Supernet(model.to(device), space, backbone.classifier)
+    return Supernet(model, space, classifier)

@@ -18,8 +18,8 @@ from .adapted import Adapted
 from .checkpoint import Checkpoint, state_of
 from .config import TrainConfig
 from .device import repeatable
-from .pixels import Pixels
 from .schedule import Draw, learning_rate
+from .split import Split
 
 CHECKPOINT_S = 60.0
 """Seconds of training that a power failure may cost at most, beside the epoch it falls into."""
@@ -35,7 +35,7 @@ class Trainer:
 
     Args:
         adapted: Trained in place.
-        images: The training split.
+        split: The training split.
         config: Rates, batch and epochs.
         rng: One draw per epoch.
         checkpoint: Where to continue from; written every few epochs, after a long one, at the end,
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(
         self,
         adapted: Adapted,
-        images: Pixels,
+        split: Split,
         config: TrainConfig,
         rng: random.Random,
         *,
@@ -57,7 +57,7 @@ class Trainer:
         report: Callable[[EpochRecord], None] = lambda epoch: None,
     ) -> None:
         self._adapted = adapted
-        self._images = images
+        self._split = split
         self._config = config
         self._rng = rng
         self._checkpoint = checkpoint
@@ -98,7 +98,7 @@ class Trainer:
 
     def _train(self, draw: Draw, last: int) -> None:
         started, seconds_before = time.perf_counter(), self.seconds
-        with repeatable(self._images.labels.device):
+        with repeatable(self._split.labels.device):
             while self._epoch < last:
                 rng = random.Random(self._rng.getrandbits(63))
                 if self._epoch < self._epochs_restored:
@@ -130,13 +130,13 @@ class Trainer:
 
     def _train_epoch(self, draw: Draw, rng: random.Random) -> EpochRecord:
         """One pass over the split, and what it came to."""
-        config, images, started = self._config, self._images, time.perf_counter()
+        config, split, started = self._config, self._split, time.perf_counter()
         model = _train_mode(self._adapted.model)
-        batch_size = min(config.batch_size, len(images))
-        n_steps = len(images) // batch_size
-        order = rng.sample(range(len(images)), len(images))
-        total_loss = torch.zeros((), device=images.labels.device)
-        n_correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+        batch_size = min(config.batch_size, len(split))
+        n_steps = len(split) // batch_size
+        order = rng.sample(range(len(split)), len(split))
+        total_loss = torch.zeros((), device=split.labels.device)
+        n_correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
         total_rate = 0.0
         for step in range(n_steps):
             chosen = order[step * batch_size : (step + 1) * batch_size]
@@ -146,8 +146,8 @@ class Trainer:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             total_rate += rate
-            labels = images.labels[chosen]
-            logits = model(images.inputs(chosen))
+            labels = split.labels[chosen]
+            logits = model(split.inputs(chosen))
             loss = F.cross_entropy(logits, labels)
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)

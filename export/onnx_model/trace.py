@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,8 +54,36 @@ def trace_graph(
         ExportError: If the network cannot be traced, holds one tensor under two names, would lose
             a tensor of its state dict, or has a random operator left.
     """
+    batch = torch.export.Dim("batch")
+    example = torch.zeros(2, *input_size, device=next(model.parameters()).device)
+    return trace_inputs(model, {"image": example}, ({0: batch},), opset=opset)
+
+
+def trace_inputs(
+    model: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    dynamic_shapes: tuple[Mapping[int, torch.export.Dim], ...],
+    *,
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """As ``trace_graph``, for a network of any inputs.
+
+    Args:
+        model: A float32 network in evaluation mode, whose one output is logits
+            ``(n, n_classes)``. Not modified.
+        inputs: Example of each by name, in the order that ``forward`` takes them; a tensor each.
+        dynamic_shapes: Of each, the axes that may have any length.
+        opset: ONNX operator set to write.
+
+    Raises:
+        ValueError: As ``trace_graph``, or if one tensor is the example of two inputs.
+        ExportError: As ``trace_graph``.
+    """
+    if len({id(example) for example in inputs.values()}) < len(inputs):
+        # The exporter would take one input for both, and say nothing.
+        raise ValueError(f"{', '.join(inputs)}: must be a tensor each, got one for two")
     _require_plain(model)
-    program = _trace(model, input_size, opset)
+    program = _trace(model, inputs, dynamic_shapes, opset)
     graph_model = program.model
     weights = _weights_to_inputs(graph_model.graph, model)
     optimize_ir(graph_model)
@@ -84,10 +114,13 @@ def _require_plain(model: nn.Module) -> None:
 
 
 def _trace(
-    model: nn.Module, input_size: tuple[int, int, int], opset: int
+    model: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    dynamic_shapes: tuple[Mapping[int, torch.export.Dim], ...],
+    opset: int,
 ) -> torch.onnx.ONNXProgram:
     try:
-        return _export(model, input_size, opset)
+        return _export(model, inputs, dynamic_shapes, opset)
     except torch.onnx.OnnxExporterError as error:
         fused: list[Any] = [m for m in model.modules() if getattr(m, "fused_attn", False)]
         if not fused:
@@ -97,7 +130,7 @@ def _trace(
     for block in fused:
         block.fused_attn = False
     try:
-        return _export(model, input_size, opset)
+        return _export(model, inputs, dynamic_shapes, opset)
     except torch.onnx.OnnxExporterError as error:
         raise _refusal(model, error) from error
     finally:
@@ -106,22 +139,26 @@ def _trace(
 
 
 def _export(
-    model: nn.Module, input_size: tuple[int, int, int], opset: int
+    model: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    dynamic_shapes: tuple[Mapping[int, torch.export.Dim], ...],
+    opset: int,
 ) -> torch.onnx.ONNXProgram:
-    example = torch.zeros(2, *input_size, device=next(model.parameters()).device)
     # The fused attention of torch's CPU lays its output out in memory as the exporter's
     # decomposition does not, so some reshapes after it (timm's vit_relpos) fail.
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # Of axes that are as long as each other in two inputs, the first gives the name.
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
         program = torch.onnx.export(
             model,
-            (example,),
+            tuple(inputs.values()),
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=opset,
-            input_names=["image"],
+            input_names=list(inputs),
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=dynamic_shapes,
         )
     assert program is not None  # only the TorchScript exporter returns nothing
     return program
