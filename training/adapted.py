@@ -6,22 +6,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 
 from glora_deploy.backbones.load import Backbone, Outline
-from glora_deploy.glora.forms import LayerShape, Subnet
+from glora_deploy.glora.forms import LayerShape
 from glora_deploy.store.manifest import SharedRecord
 
 from .chosen_layers import choose_layers
 from .config import TrainConfig
 from .method import Method
+from .search import Candidate
 from .setting_error import SettingError
 
 
-class Adapted(ABC):
+class Adapted(ABC, Generic[Candidate]):
     """A network of frozen layers that are adapted, and a classifier that is trained whole.
 
     Args:
@@ -47,7 +48,7 @@ class Adapted(ABC):
         """What is trained, the classifier included, by name."""
 
     @abstractmethod
-    def take(self, subnet: Subnet) -> None:
+    def take(self, subnet: Candidate) -> None:
         """Compute this subnet from now on.
 
         Raises:
@@ -55,10 +56,10 @@ class Adapted(ABC):
         """
 
     @abstractmethod
-    def supports(self, subnet: Subnet) -> dict[str, Tensor]:
+    def supports(self, subnet: Candidate) -> dict[str, Tensor]:
         """The tensors of one subnet, ``layer.A_d``-style names, as a delta stores them."""
 
-    def stored(self, subnet: Subnet) -> dict[str, Tensor]:
+    def stored(self, subnet: Candidate) -> dict[str, Tensor]:
         """What a delta stores of one subnet: its supports, or what layers share in their place."""
         return self.supports(subnet)
 

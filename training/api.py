@@ -22,7 +22,7 @@ from .config import (
     SearchConfig,
     TrainConfig,
 )
-from .method import Method
+from .method import Method, SizedMethod
 from .methods import METHODS
 from .setting_error import SettingError, blamed_on
 
@@ -158,6 +158,8 @@ def train(
         changes["lr"] = factor * (chosen.short_lr or SHORT_LR)
     if chosen.rank is not None and ranks is None:
         changes["ranks"] = (chosen.rank,)
+    if isinstance(chosen, SizedMethod) and ranks is None:
+        changes["ranks"] = chosen.sizes
     published = chosen.paper if schedule == "paper" else {}
     training = TrainConfig.preset(schedule, kinds=kinds, **{**published, **_given(changes)})
     spec = data or task

@@ -17,7 +17,7 @@ from .method import AttachedMethod, Blocks
 from .setting_error import SettingError
 
 
-class AttachedNetwork(Adapted):
+class AttachedNetwork(Adapted[Subnet]):
     """A frozen network and what an attached method trains in it; it adapts no layer.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from glora_deploy.glora.forms import Subnet
 from glora_deploy.merge.formula import merge_into
 
 from .adapted import Adapted
+from .search import Candidate
 from .split import Split
 
 EVAL_BATCH = 128
@@ -48,7 +50,7 @@ class MergedNetwork:
             adapted network's device. Its adapted layers and classifier are overwritten.
     """
 
-    def __init__(self, adapted: Adapted, network: nn.Module) -> None:
+    def __init__(self, adapted: Adapted[Subnet], network: nn.Module) -> None:
         self.network = network
         self._adapted = adapted
         self._frozen: dict[str, Tensor] = adapted.frozen()
@@ -67,3 +69,23 @@ class MergedNetwork:
     def accuracy(self, subnet: Subnet, split: Split) -> float:
         """Top-1 of a subnet, 0 to 1, evaluated as the vanilla network it merges into."""
         return accuracies([self.become(subnet)], split)[0]
+
+
+class UnmergedNetwork(Generic[Candidate]):
+    """A trained network that is answered by as it is, for methods of which nothing can be merged.
+
+    Args:
+        adapted: Answers for what it takes; in eval mode when it is asked.
+    """
+
+    def __init__(self, adapted: Adapted[Candidate]) -> None:
+        self._adapted = adapted
+
+    def become(self, candidate: Candidate) -> nn.Module:
+        """Have the network be this candidate."""
+        self._adapted.take(candidate)
+        return self._adapted.model
+
+    def accuracy(self, candidate: Candidate, split: Split) -> float:
+        """Top-1 of a candidate, 0 to 1."""
+        return accuracies([self.become(candidate)], split)[0]

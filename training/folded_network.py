@@ -66,7 +66,7 @@ class FoldedLayer(nn.Module):
         return cast(Tensor, functional_call(self.base, self._effective(), (x, *args), kwargs))
 
 
-class FoldedNetwork(Adapted):
+class FoldedNetwork(Adapted[Subnet]):
     """A network that one folded method adapts; it has one subnet.
 
     Args:

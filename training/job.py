@@ -63,10 +63,11 @@ class Trained:
 
     method: Method
     config: TrainConfig
-    adapted: Adapted
-    subnet: Subnet
+    adapted: Adapted[Any]
+    subnet: Any
+    """As ``adapted.take`` takes it."""
     network: nn.Module
-    """The vanilla network that the subnet merges into."""
+    """The vanilla network that the subnet merges into; the adapted one itself if it cannot."""
     val_accuracy: float
     """Top-1 on the validation split, 0 to 1."""
     train_s: float
@@ -85,7 +86,7 @@ class Trained:
 
 
 def trainer_of(
-    job: Job, stage: StageName, adapted: Adapted, images: Pixels, train: TrainConfig
+    job: Job, stage: StageName, adapted: Adapted[Any], images: Pixels, train: TrainConfig
 ) -> Trainer:
     """A trainer that goes on where the run was interrupted, and tells of its epochs."""
 
@@ -130,6 +131,6 @@ def stage_record(
     )
 
 
-def merged_of(job: Job, adapted: Adapted) -> MergedNetwork:
+def merged_of(job: Job, adapted: Adapted[Subnet]) -> MergedNetwork:
     """A vanilla network for what an adapted one merges into."""
     return MergedNetwork(adapted, job.backbone.build(job.data.n_classes).to(job.device))

@@ -174,6 +174,29 @@ class AttachedMethod(ComparedMethod):
         return n_numbers(self.parts(blocks, config))
 
 
+Sizes = dict[str, int]
+"""How much of each choice a candidate takes, by the name of the choice."""
+
+
+class SizedMethod(AttachedMethod):
+    """An attached method whose parts may be taken in part; how much of each is searched.
+
+    A smaller choice is the leading slice of the largest one, so that all share their weights.
+    """
+
+    searches = True
+    sizes: ClassVar[tuple[int, ...]]
+    """``--ranks`` if nobody says otherwise."""
+
+    @abstractmethod
+    def choices(self, blocks: Blocks, config: TrainConfig) -> dict[str, dict[int, int]]:
+        """For each choice its sizes, largest first and 0 last, and the numbers that each trains."""
+
+    @abstractmethod
+    def slice_of(self, part: str) -> tuple[str, int] | None:
+        """By which choice a part is sliced, and along which axis; None for one that is not."""
+
+
 def n_numbers(parts: Mapping[str, Part]) -> int:
     """Numbers of all parts together."""
     return sum(math.prod(part.shape) for part in parts.values())

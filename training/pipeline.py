@@ -185,7 +185,7 @@ def _train(job: Job) -> list[Trained]:
 
 def _nothing_adapted(job: Job, trained: Trained) -> str:
     """A word on a subnet without any support; nothing if there is one."""
-    if not trained.method.searches or trained.subnet.n_parameters(trained.adapted.shapes):
+    if trained.search is None or trained.search.best.n_parameters:
         return ""
     limit = job.search.max_parameters if job.config.search else None
     asked = "" if limit is None else f" with at most {limit:,} parameters"
@@ -341,6 +341,8 @@ def _compare(
     config = job.config
     own = trained.adapted.trainable().keys() - trained.adapted.head().keys()
     n_trained = sum(trained.adapted.trainable()[name].numel() for name in own)
+    if trained.search is not None:
+        n_trained = trained.search.best.n_parameters
     record = Comparison(
         task=config.task,
         name=config.version or f"{method.name}-{config.seed}",
@@ -351,7 +353,7 @@ def _compare(
         data=config.data,
         seed=config.seed,
         epochs=trained.config.epochs,
-        seconds=trained.train_s,
+        seconds=trained.train_s + trained.search_s,
         n_parameters=n_trained,
         val_accuracy=trained.val_accuracy,
         test_accuracy=test_accuracy,
@@ -367,6 +369,8 @@ def _compare(
         test_accuracy,
         trained.train_s,
         trained.search_s,
+        trained.search.best.fitness if trained.search else None,
+        trained.as_searched,
     )
 
 

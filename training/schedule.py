@@ -16,13 +16,27 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
-from glora_deploy.glora.forms import LayerShape, SearchSpace, Subnet, Support
+from glora_deploy.glora.forms import LayerShape, Support
 
 from .config import TrainConfig
 
-Draw = Callable[[float, random.Random], Subnet]
+Draw = Callable[[float, random.Random], Any]
 """The subnet of a step, from the progress of the training (0 to 1) and a generator."""
+
+Drawn = TypeVar("Drawn", covariant=True)
+
+
+class Space(Protocol[Drawn]):
+    """What subnets there are."""
+
+    def draw(self, rng: random.Random) -> Drawn:
+        """One of them at random."""
+
+    def largest(self) -> Drawn:
+        """The one that has all of everything."""
+
 
 LARGEST_SHARE = 0.3
 SMALL_FORM_SCALE = 0.2
@@ -41,23 +55,23 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
     return c.final_lr + 0.5 * (c.lr - c.final_lr) * (1 + math.cos(math.pi * epoch / c.epochs))
 
 
-def draw_uniform(space: SearchSpace) -> Draw:
+def draw_uniform(space: Space[Any]) -> Draw:
     """A uniform random subnet at every step, as the authors do."""
     return lambda progress, rng: space.draw(rng)
 
 
-def draw_largest_first(space: SearchSpace) -> Draw:
+def draw_largest_first(space: Space[Any]) -> Draw:
     """The largest subnet with probability max(LARGEST_SHARE, 1 - progress), else a random one."""
     largest = space.largest()
 
-    def draw(progress: float, rng: random.Random) -> Subnet:
+    def draw(progress: float, rng: random.Random) -> Any:
         share = max(LARGEST_SHARE, 1 - progress)
         return largest if rng.random() < share else space.draw(rng)
 
     return draw
 
 
-def draw_always(subnet: Subnet) -> Draw:
+def draw_always(subnet: Any) -> Draw:
     """One subnet at every step: a fixed method such as LoRA."""
     return lambda progress, rng: subnet
 

@@ -16,9 +16,10 @@ from .adapted import Adapted, build_to_adapt, generator_of
 from .config import TrainConfig
 from .method import Method
 from .schedule import small_form_scales
+from .search import SubnetGenes
 
 
-class Supernet(Adapted):
+class Supernet(Adapted[Subnet]):
     """A backbone with supports, and the space of its subnets.
 
     Args:
@@ -30,6 +31,11 @@ class Supernet(Adapted):
     def __init__(self, model: nn.Module, space: SearchSpace, classifier: tuple[str, ...]) -> None:
         super().__init__(model, space.shapes, classifier)
         self.space = space
+
+    @property
+    def genes(self) -> SubnetGenes:
+        """What a search chooses from."""
+        return SubnetGenes(self.space)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Supports and classifier, by name, in module order."""
@@ -95,6 +101,7 @@ def supernet_of(
         config: Ranks; the schedule decides on the scales.
         seed: Of the supports.
     """
+    device = next(model.parameters()).device
     scales = {name: small_form_scales(shape) for name, shape in layers.items()}
     space = inject(
         model,
@@ -107,4 +114,4 @@ def supernet_of(
         space = replace(space, lora_a=False)
     for name in classifier:  # injecting has frozen all that was there before
         model.get_submodule(name).requires_grad_(True)
-    return Supernet(model, space, classifier)
+    return Supernet(model.to(device), space, classifier)

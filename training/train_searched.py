@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 
-from glora_deploy.glora.forms import Subnet
+from glora_deploy.backbones.load import Backbone
 from glora_deploy.store.history import StageName
 
 from .checkpoint import Checkpoint, state_of
 from .config import TrainConfig
+from .evaluate import MergedNetwork, UnmergedNetwork
 from .job import Job, Trained, merged_of, stage_record, trainer_of
+from .method import Method, SizedMethod
 from .pixels import Pixels
 from .run_folder import ScoreMemory
 from .schedule import Draw, draw_always, draw_largest_first, draw_uniform
-from .search import Scored, SearchResult, SubnetGenes, evolve
+from .search import Genes, Scored, SearchResult, evolve
+from .sized_network import SizedNetwork, build_sized
 from .supernet import Supernet, build_supernet
 from .trainer import Trainer
+
+Searched = Supernet | SizedNetwork
 
 
 def train_searched(job: Job) -> Trained:
@@ -37,9 +43,9 @@ def train_searched(job: Job) -> Trained:
     search = job.search
     supernet, trainer = _prepare(job, "training", job.train)
     trainer.train(_draw(config.train, supernet), until=n_first)
-    merged = merged_of(job, supernet)
+    answering = _answering(job, supernet)
     memory = ScoreMemory(
-        lambda subnet: merged.accuracy(subnet, job.val), job.folder, search.population
+        lambda subnet: answering.accuracy(subnet, job.val), job.folder, search.population
     )
     result = _search(job, supernet, memory)
     search_s = memory.seconds
@@ -47,7 +53,7 @@ def train_searched(job: Job) -> Trained:
     subnet = result.best.candidate
     searched = None if config.retrain else _searched_weights(job, supernet)
     trainer.train(draw_always(subnet))
-    val_accuracy, train_s = merged.accuracy(subnet, job.val), trainer.seconds
+    val_accuracy, train_s = answering.accuracy(subnet, job.val), trainer.seconds
     measured = {n_first: result.best.fitness, config.train.epochs: val_accuracy}
     stages = [stage_record(job, "training", trainer, measured, supernet_epochs=n_first)]
     as_searched = searched is not None and result.best.fitness > val_accuracy
@@ -61,8 +67,8 @@ def train_searched(job: Job) -> Trained:
         trainer.train(draw_always(subnet))
         train_s += trainer.seconds
         stages.append(stage_record(job, "retraining", trainer, {}, supernet_epochs=n_first))
-        merged = merged_of(job, supernet)
-    network = merged.become(subnet)
+        answering = _answering(job, supernet)
+    network = answering.become(subnet)
     return Trained(
         job.method,
         config.train,
@@ -78,7 +84,11 @@ def train_searched(job: Job) -> Trained:
     )
 
 
-def _searched_weights(job: Job, supernet: Supernet) -> Checkpoint | None:
+def _answering(job: Job, supernet: Searched) -> MergedNetwork | UnmergedNetwork[Any]:
+    return merged_of(job, supernet) if isinstance(supernet, Supernet) else UnmergedNetwork(supernet)
+
+
+def _searched_weights(job: Job, supernet: Searched) -> Checkpoint | None:
     """The supernet's weights at the end of the search, kept; None if no epoch follows it."""
     train = job.config.train
     kept = job.folder.checkpoint("searched")
@@ -93,13 +103,40 @@ def _searched_weights(job: Job, supernet: Supernet) -> Checkpoint | None:
     return kept
 
 
-def _no_moments(supernet: Supernet) -> torch.optim.Optimizer:
+def _no_moments(supernet: Searched) -> torch.optim.Optimizer:
     return torch.optim.AdamW(supernet.trainable().values())
 
 
-def _prepare(job: Job, stage: StageName, images: Pixels) -> tuple[Supernet, Trainer]:
+def build_searched(
+    backbone: Backbone,
+    n_classes: int,
+    config: TrainConfig,
+    method: Method,
+    *,
+    seed: int,
+    device: torch.device,
+) -> Searched:
+    """What a method with a search trains before it searches.
+
+    Args:
+        backbone: Not modified.
+        n_classes: Rows of the new classifier.
+        config: How.
+        method: What adapts it.
+        seed: Of the classifier and the method's tensors.
+        device: Where to put it.
+
+    Raises:
+        SettingError: If the method cannot adapt this backbone.
+    """
+    if isinstance(method, SizedMethod):
+        return build_sized(backbone, n_classes, config, method, seed=seed, device=device)
+    return build_supernet(backbone, n_classes, config, method, seed=seed, device=device)
+
+
+def _prepare(job: Job, stage: StageName, images: Pixels) -> tuple[Searched, Trainer]:
     config = job.config
-    supernet = build_supernet(
+    supernet = build_searched(
         job.backbone,
         job.data.n_classes,
         config.train,
@@ -110,22 +147,22 @@ def _prepare(job: Job, stage: StageName, images: Pixels) -> tuple[Supernet, Trai
     return supernet, trainer_of(job, stage, supernet, images, config.train)
 
 
-def _draw(train: TrainConfig, supernet: Supernet) -> Draw:
+def _draw(train: TrainConfig, supernet: Searched) -> Draw:
     make = draw_uniform if train.schedule == "paper" else draw_largest_first
     return make(supernet.space)
 
 
-def _search(job: Job, supernet: Supernet, fitness: Callable[[Subnet], float]) -> SearchResult[Subnet]:
+def _search(job: Job, supernet: Searched, fitness: Callable[[Any], float]) -> SearchResult[Any]:
     config, search = job.config, job.search
     n_planned = search.population * (search.generations + 1)
 
-    def report(n_evaluated: int, best: Scored[Subnet]) -> None:
+    def report(n_evaluated: int, best: Scored[Any]) -> None:
         note = f"accuracy {best.fitness:.1%}, {best.n_parameters:,} parameters"
         job.report("search", n_evaluated, n_planned, note)
 
     job.report("search", 0, n_planned, "")
     result = evolve(
-        SubnetGenes(supernet.space),
+        cast(Genes[Any], supernet.genes),
         fitness,
         search,
         random.Random(f"{config.seed}/search"),

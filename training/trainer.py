@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Trainer:
 
     def __init__(
         self,
-        adapted: Adapted,
+        adapted: Adapted[Any],
         split: Split,
         config: TrainConfig,
         rng: random.Random,

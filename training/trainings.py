@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from glora_deploy.backbones.load import Backbone
-from glora_deploy.glora.forms import Subnet
 
 from .adapted import Adapted
 from .config import RunConfig, TrainConfig
@@ -17,9 +17,8 @@ from .folded_network import build_folded
 from .job import Job, Trained
 from .method import AttachedMethod, FoldedMethod, Method
 from .methods import METHODS
-from .supernet import build_supernet
 from .train_fixed import FixedMethod, build_fixed, train_fixed
-from .train_searched import train_searched
+from .train_searched import build_searched, train_searched
 
 COMPARED = "lora"
 """The method that ``compare_lora`` trains beside the run's own."""
@@ -35,7 +34,7 @@ def untrained(config: RunConfig, backbone: Backbone, n_classes: int) -> list[Tra
     """
     cpu, method = torch.device("cpu"), METHODS[config.method]
     if method.searches:
-        supernet = build_supernet(
+        supernet = build_searched(
             backbone, n_classes, config.train, method, seed=config.seed, device=cpu
         )
         found = [_as_is(method, config.train, supernet, supernet.space.largest())]
@@ -60,7 +59,8 @@ def train_all(job: Job) -> list[Trained]:
         ValueError: If no subnet keeps the parameter limits.
     """
     method = job.method
-    if isinstance(method, FixedMethod):
+    if not method.searches:
+        assert isinstance(method, FixedMethod)
         return [_measured(job, lambda: train_fixed(job, method, job.config.train))]
     trained = [_measured(job, lambda: train_searched(job))]
     if job.config.compare_lora:
@@ -84,7 +84,7 @@ def _measured(job: Job, train: Callable[[], Trained]) -> Trained:
     return replace(trained, cost=cost)
 
 
-def _as_is(method: Method, config: TrainConfig, adapted: Adapted, subnet: Subnet) -> Trained:
+def _as_is(method: Method, config: TrainConfig, adapted: Adapted[Any], subnet: Any) -> Trained:
     return Trained(method, config, adapted, subnet, adapted.model, 0.0, 0.0, 0.0, None)
 
 

@@ -12,7 +12,7 @@ from .adapted import Adapted, build_frozen
 from .config import TrainConfig
 
 
-class WholeNetwork(Adapted):
+class WholeNetwork(Adapted[Subnet]):
     """A vanilla network with nothing frozen; it has one subnet, and adapts no layer.
 
     Args:

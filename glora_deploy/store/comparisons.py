@@ -42,9 +42,10 @@ class Comparison(Record):
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     epochs: Count
     seconds: _NotNegative
-    """Of training."""
+    """Of training and search."""
     n_parameters: Count
-    """Numbers that were trained, the classifier not counted."""
+    """Numbers that were trained, of the best candidate where there was a search; the classifier
+    not counted."""
     val_accuracy: Fraction
     test_accuracy: Fraction
     cost: CostRecord | None = None

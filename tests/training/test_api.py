@@ -167,7 +167,7 @@ def test_keywords_and_defaults_are_those_of_the_command_line() -> None:
         (
             {"task": "digits", "method": "ssf", "compare_lora": True},
             ["compare_lora"],
-            "compare_lora must go with --method glora, got ssf",
+            "compare_lora must go with --method glora, noah, got ssf",
         ),
         (
             {"task": "digits", "layers": "affine", "ranks": [3]},

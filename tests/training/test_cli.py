@@ -183,7 +183,7 @@ def test_a_malformed_value_is_wrong_usage_and_names_the_option_and_the_rule(
         ),
         (
             ("--task", "digits", "--method", "lora", "--compare-lora"),
-            "--compare-lora: --compare-lora must go with --method glora, got lora",
+            "--compare-lora: --compare-lora must go with --method glora, noah, got lora",
         ),
         (
             ("--task", "digits", "--resume", "--restart"),

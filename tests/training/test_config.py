@@ -95,12 +95,16 @@ LORA = {"method": "lora", "search": None}
         (
             {"compare_lora": True},
             "compare_lora",
-            "compare_lora must go with --method glora, got lora",
+            "compare_lora must go with --method glora, noah, got lora",
         ),
-        ({"retrain": True}, "retrain", "retrain must go with --method glora, got lora"),
+        ({"retrain": True}, "retrain", "retrain must go with --method glora, noah, got lora"),
         ({"train": {"ranks": (8, 4)}}, "ranks", "be one for --method lora, got 8, 4"),
         ({"train": {"kinds": ("conv", "affine")}}, "kinds", "kinds must be of linear, conv for"),
-        ({"search": SearchConfig()}, "search", "search must be given for method glora, and for it"),
+        (
+            {"search": SearchConfig()},
+            "search",
+            "search must be given for method glora, noah, and for it",
+        ),
         ({"train": {"scale": 2.0}}, "scale", "scale must be left out for --method lora, got 2.0"),
     ],
 )

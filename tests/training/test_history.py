@@ -63,6 +63,7 @@ def without_seconds(found: History) -> Any:
             assert epoch.pop("seconds") > 0
     if told["search"]:
         assert told["search"].pop("seconds") > 0
+    assert told.pop("cost")["unmerged_ms"] > 0
     return told
 
 

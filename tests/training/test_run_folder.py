@@ -18,7 +18,7 @@ from glora_deploy.training.checkpoint import state_of
 from glora_deploy.training.config import SearchConfig
 from glora_deploy.training.run_folder import RunFolder, ScoreMemory, open_run, require_startable
 from glora_deploy.training.run_lock import LOCK
-from glora_deploy.training.search import evolve
+from glora_deploy.training.search import SubnetGenes, evolve
 from stored_tasks import make_backbone
 
 SEARCH = SearchConfig(population=8, generations=3, top_k=3, mutations=4, crossovers=4)
@@ -54,7 +54,7 @@ def names(folder: Path) -> set[str]:
 
 def test_an_interrupted_search_goes_on_where_its_scores_were_last_kept(tmp_path: Path) -> None:
     space = make_space()
-    whole = evolve(space, fitness, SEARCH, random.Random(1))
+    whole = evolve(SubnetGenes(space), fitness, SEARCH, random.Random(1))
     asked: list[Subnet] = []
 
     def failing(subnet: Subnet) -> float:
@@ -65,11 +65,16 @@ def test_an_interrupted_search_goes_on_where_its_scores_were_last_kept(tmp_path:
 
     with suppress(KeyboardInterrupt), open_run(tmp_path, "digits", ASKED) as folder:
         keep_epochs(folder, 4)
-        evolve(space, ScoreMemory(failing, folder, write_every=8), SEARCH, random.Random(1))
+        evolve(
+            SubnetGenes(space),
+            ScoreMemory(failing, folder, write_every=8),
+            SEARCH,
+            random.Random(1),
+        )
     assert len(asked) == 20
     with open_run(tmp_path, "digits", ASKED) as folder:
         memory = ScoreMemory(failing, folder, write_every=8)
-        resumed = evolve(space, memory, SEARCH, random.Random(1))
+        resumed = evolve(SubnetGenes(space), memory, SEARCH, random.Random(1))
     assert resumed == whole
     # 16 of the first 19 scores had been kept; the three after them were asked for again.
     assert len(asked) == 20 + whole.n_evaluated - 16

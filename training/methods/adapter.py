@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from ..config import TrainConfig
 
 
+TENSORS = ("w_down", "b_down", "w_up", "b_up")
+
+
+def bottleneck(z: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """``w_up act(w_down z + b_down) + b_up``, ``act(x) = x sigmoid(1.702 x)``."""
+    hidden = z @ parts["w_down"].T + parts["b_down"]
+    hidden = hidden * (1.702 * hidden).sigmoid()
+    return hidden @ parts["w_up"].T + parts["b_up"]
+
+
 class _Bottleneck(AttachedMethod):
     """``w_up act(w_down x + b_down) + b_up`` for each block; ``--ranks`` is the width h."""
 
@@ -55,9 +65,7 @@ class Adapter(_Bottleneck):
 
         def hooked(name: str) -> Any:
             def hook(module: nn.Module, inputs: Any, z: Tensor) -> Tensor:
-                hidden = z @ parts[f"{name}.w_down"].T + parts[f"{name}.b_down"]
-                hidden = hidden * (1.702 * hidden).sigmoid()
-                return z + hidden @ parts[f"{name}.w_up"].T + parts[f"{name}.b_up"]
+                return z + bottleneck(z, {key: parts[f"{name}.{key}"] for key in TENSORS})
 
             return hook
 

@@ -25,8 +25,7 @@ class _Vpt(AttachedMethod):
 
     def _prompts(self, blocks: Blocks, config: TrainConfig) -> Part:
         (n_prompts,) = config.ranks
-        bound = (6 / (3 * _PATCH * _PATCH + blocks.width)) ** 0.5
-        return Part((n_prompts, blocks.width), "uniform", spread=bound)
+        return prompt_part(n_prompts, blocks.width)
 
 
 class VptShallow(_Vpt):
@@ -43,10 +42,9 @@ class VptShallow(_Vpt):
         self, model: nn.Module, blocks: Blocks, parts: Mapping[str, Tensor], config: TrainConfig
     ) -> None:
         """Put them in before the first block and take them out after the last."""
-        prompts = parts["prompts"]
         first, last = blocks.names[0], blocks.names[-1]
-        _before(model, first, lambda x: _inserted(x, prompts, blocks.n_prefix))
-        _after(model, last, lambda x: _removed(x, len(prompts), blocks.n_prefix))
+        put_in(model, first, parts, "prompts", blocks.n_prefix)
+        take_out(model, last, parts, "prompts", blocks.n_prefix)
 
 
 class VptDeep(_Vpt):
@@ -64,33 +62,35 @@ class VptDeep(_Vpt):
     ) -> None:
         """Put them in before each block and take them out after it."""
         for name in blocks.names:
-            prompts = parts[f"{name}.prompts"]
-            _before(model, name, lambda x, p=prompts: _inserted(x, p, blocks.n_prefix))
-            _after(model, name, lambda x, p=prompts: _removed(x, len(p), blocks.n_prefix))
+            put_in(model, name, parts, f"{name}.prompts", blocks.n_prefix)
+            take_out(model, name, parts, f"{name}.prompts", blocks.n_prefix)
 
 
-def _inserted(x: Tensor, prompts: Tensor, at: int) -> Tensor:
+def prompt_part(n: int, width: int) -> Part:
+    """Prompts ``(n, width)``, from the start of a patch embedding."""
+    bound = (6 / (3 * _PATCH * _PATCH + width)) ** 0.5
+    return Part((n, width), "uniform", spread=bound)
+
+
+def put_in(model: nn.Module, name: str, parts: Mapping[str, Tensor], prompts: str, at: int) -> None:
+    """Have a block see prompts, ``at`` tokens before them; looked up at each call."""
     import torch
 
-    return torch.cat([x[:, :at], prompts.expand(len(x), -1, -1), x[:, at:]], 1)
-
-
-def _removed(x: Tensor, n: int, at: int) -> Tensor:
-    import torch
-
-    return torch.cat([x[:, :at], x[:, at + n :]], 1)
-
-
-def _before(model: nn.Module, name: str, change: Any) -> None:
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(inputs[0]), *inputs[1:])
+        x, *rest = inputs
+        shown = parts[prompts].expand(len(x), -1, -1)
+        return (torch.cat([x[:, :at], shown, x[:, at:]], 1), *rest)
 
     model.get_submodule(name).register_forward_pre_hook(hook)
 
 
-def _after(model: nn.Module, name: str, change: Any) -> None:
+def take_out(
+    model: nn.Module, name: str, parts: Mapping[str, Tensor], prompts: str, at: int
+) -> None:
+    """Drop what became of the prompts from a block's output."""
+    import torch
+
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        changed: Tensor = change(output)
-        return changed
+        return torch.cat([output[:, :at], output[:, at + len(parts[prompts]) :]], 1)
 
     model.get_submodule(name).register_forward_hook(hook)

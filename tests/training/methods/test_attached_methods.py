@@ -29,7 +29,9 @@ from stored_tasks import make_backbone
 from tasks import make_task, use_small_backbone
 
 CPU = torch.device("cpu")
-ATTACHED = sorted(name for name, each in METHODS.items() if isinstance(each, AttachedMethod))
+ATTACHED = sorted(
+    name for name, each in METHODS.items() if isinstance(each, AttachedMethod) and not each.searches
+)
 
 
 def attached(name: str) -> AttachedMethod:

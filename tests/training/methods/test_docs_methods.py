@@ -16,7 +16,7 @@ from glora_deploy.training.whole_network import WholeNetwork
 PAGE = (Path(__file__).parents[3] / "docs" / "methods.md").read_text("utf-8")
 
 
-TABLE = PAGE.partition("The last four")[0]
+TABLE = PAGE.partition("The last five")[0]
 
 
 def row(name: str) -> list[str]:
@@ -29,6 +29,9 @@ def test_the_table_has_every_method_and_its_numbers() -> None:
     assert sorted(named) == sorted(METHODS)
     for name, method in METHODS.items():
         *_, trained, stored = row(name)
+        if method.searches:
+            assert trained == "as searched", name
+            continue
         if isinstance(method, AttachedMethod):
             config = TrainConfig.preset("short", ranks=(method.rank,))
             model = build_outline(outline("vit_base_patch16_224"), config)
