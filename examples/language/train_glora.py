@@ -117,7 +117,7 @@ def train_folded(
 
 def accuracy_on(trained: Trained, test: Split) -> float:
     """Top-1 of the merged network, 0 to 1."""
-    return accuracies([trained.network], test)[0]
+    return float(accuracies([trained.network], test)[0])
 
 
 def _trained(
