@@ -52,7 +52,7 @@ class Row:
     val: float
     """Top-1, 0 to 1."""
     test: float
-    """Top-1, 0 to 1; read once, after everything was decided."""
+    """Top-1, 0 to 1; nothing is chosen by it."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
