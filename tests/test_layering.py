@@ -45,7 +45,7 @@ TORCH_FREE = (
 )
 """What a serving image without torch needs."""
 
-OPTIONAL = {
+OPTIONAL: dict[str, set[str]] = {
     "jinja2": {"glora_deploy/report/page.py"},
     "matplotlib": {"glora_deploy/report/canvas.py"},
     "obstore": {"glora_deploy/origins/s3_bucket.py"},
@@ -53,6 +53,7 @@ OPTIONAL = {
     "sklearn": {"glora_deploy/data/built_in_tasks.py", "glora_deploy/report/embedding.py"},
     "timm": {"glora_deploy/backbones/load.py"},
     "torch.utils.tensorboard": {"training/event_files.py"},
+    "transformers": set(),  # of the example on language and of tests alone
     "triton": {"glora_deploy/merge/cuda_kernel.py"},
 }
 """Packages that one module alone may import, or one of each wing, where these have nothing to do

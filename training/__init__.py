@@ -7,7 +7,8 @@
 ``config``             what a run is asked to do; ``chosen_layers`` which layers that means
 ``supernet``           what is trained; ``trainer`` trains it as ``schedule`` says
 ``search``             the best subnet of a supernet; ``evaluate`` tells how good one is
-``pixels``, ``device`` the images as tensors, and where they are computed with
+``split``              what training needs of a split; ``pixels`` images as one; ``device`` where
+                       they are computed with
 ``run_folder``         what an unfinished run keeps; ``run_lock``, ``checkpoint`` its parts
 ``record``             what the store keeps of a training; ``run_settings`` what repeats it,
                        which ``config_file`` reads again

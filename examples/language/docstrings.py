@@ -34,7 +34,7 @@ PER_MODULE = 12
 SHINGLE = 3
 """Words in a row by which two texts are compared."""
 
-_ALIASES = r"np|scikit|scikits|pytorch|nx|hf|hugging ?face"
+_ALIASES = r"np|scikit-learn|scikits?|pytorch|nx|hf|hugging ?face"
 _END_OF_PROSE = re.compile(r"\n\s*(?:[-=~]{3,}|>>>|\.\. |Args:|Parameters|Returns|Examples?\b)")
 
 

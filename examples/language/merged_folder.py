@@ -60,7 +60,7 @@ def write_merged(
         {"input_ids": example, "attention_mask": example.clone()},
         ({0: batch, 1: tokens}, {0: batch, 1: tokens}),
     )
-    labels = list(vanilla.config.id2label.values())
+    labels = list((vanilla.config.id2label or {}).values())
     write_onnx(folder, skeleton, {"labels": json.dumps(labels), "precision": "fp32"})
 
 

@@ -77,7 +77,7 @@ def prove(trained: Trained, delta: Path, folder: Path, inputs: Sequence[Inputs])
     Returns:
         The report, whether it passed or not.
     """
-    pad_id = trained.network.pad_id
+    pad_id, n_max = trained.network.pad_id, trained.network.vanilla.config.max_position_embeddings
     exact = _merged(trained, torch.float64)
     truth = {
         each.name: np.concatenate([_logits(exact, padded([ids], pad_id)) for ids in each.ids])
@@ -111,8 +111,9 @@ def prove(trained: Trained, delta: Path, folder: Path, inputs: Sequence[Inputs])
             answers = _vanilla_answers(folder, each.texts, ids.shape[1])
             add("folder-without-project-fp32", "fp32", each, answers)
         add("onnx-fp32", "fp32", each, _onnx_logits(session, ids, pad_id))
-        if each.texts:
-            wider = padded(each.ids, pad_id, extra=EXTRA_PADDING)
+        room = n_max - ids.shape[1]
+        if each.texts and room:
+            wider = padded(each.ids, pad_id, extra=min(room, EXTRA_PADDING))
             add("onnx-fp32-more-padding", "fp32", each, _onnx_logits(session, wider, pad_id))
         for precision, network in halves.items():
             add(f"merged-{precision}", precision, each, _logits(network, ids))
@@ -150,7 +151,10 @@ def _logits(network: nn.Module, ids: Tensor) -> NDArray[Any]:
 
 def _onnx_logits(session: OnnxSession, ids: Tensor, pad_id: int) -> NDArray[Any]:
     mask = ids.ne(pad_id).long()
-    return session.run("logits", {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    found: NDArray[Any] = session.run(
+        "logits", {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    )
+    return found
 
 
 def _vanilla_answers(folder: Path, texts: Sequence[str], n_tokens: int) -> NDArray[Any]:
@@ -164,7 +168,8 @@ def _vanilla_answers(folder: Path, texts: Sequence[str], n_tokens: int) -> NDArr
         question, answer = Path(scratch, "texts.json"), Path(scratch, "logits.npy")
         question.write_text(json.dumps(texts), "utf-8")
         # -P: the folder of the script holds modules of this example.
-        command = [sys.executable, "-P", script, folder, question, answer, str(n_tokens)]
+        arguments = map(str, (script, folder, question, answer, n_tokens))
+        command = [sys.executable, "-P", *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["nothing"])[-1]

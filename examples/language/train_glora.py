@@ -117,11 +117,11 @@ def train_folded(
 
 def accuracy_on(trained: Trained, test: Split) -> float:
     """Top-1 of the merged network, 0 to 1."""
-    return accuracies([trained.network], test)[0]
+    return float(accuracies([trained.network], test)[0])
 
 
 def _trained(
-    adapted: Adapted, subnet: Subnet, merged: MergedNetwork, accuracy: float, trainer: Trainer
+    adapted: Adapted[Subnet], subnet: Subnet, merged: MergedNetwork, accuracy: float, trainer: Trainer
 ) -> Trained:
     adapted.take(subnet)
     network = merged.become(subnet)
@@ -130,7 +130,7 @@ def _trained(
 
 
 def _trainer(
-    adapted: Adapted, split: Split, config: TrainConfig, stage: str, seed: int, report: OnProgress
+    adapted: Adapted[Subnet], split: Split, config: TrainConfig, stage: str, seed: int, report: OnProgress
 ) -> Trainer:
     def tell(epoch: EpochRecord) -> None:
         note = f"loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}"
@@ -147,16 +147,16 @@ def _search(
     search: SearchConfig,
     seed: int,
     report: OnProgress,
-) -> SearchResult:
+) -> SearchResult[Subnet]:
     n_planned = search.population * (search.generations + 1)
 
-    def tell(n_evaluated: int, best: Scored) -> None:
+    def tell(n_evaluated: int, best: Scored[Subnet]) -> None:
         note = f"accuracy {best.fitness:.1%}, {best.n_parameters:,} parameters"
         report("search", n_evaluated, n_planned, note)
 
     report("search", 0, n_planned, "")
     return evolve(
-        supernet.space,
+        supernet.genes,
         lambda subnet: merged.accuracy(subnet, val),
         search,
         random.Random(f"{seed}/search"),

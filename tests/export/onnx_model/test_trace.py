@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from glora_deploy.errors import ExportError
 from glora_deploy.export.onnx_model.graph_cache import UNREAD, layer_of
-from glora_deploy.export.onnx_model.trace import trace_graph
+from glora_deploy.export.onnx_model.trace import trace_graph, trace_inputs
 from onnx_networks import KINDS, N_CLASSES, input_size, make_network, make_skeleton
 
 SHAPE = (3, 4, 4)
@@ -53,6 +53,13 @@ class Noisy(Flat):
 class Branching(Flat):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.sum() > 0 else -x)
+
+
+class Masked(Flat):
+    """Two inputs, of which the second says what counts of the first."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(x * mask[:, None, None, :])
 
 
 class FiveAxes(Flat):
@@ -209,6 +216,24 @@ def test_attention_that_the_exporter_does_not_know_is_spelled_out_while_it_trace
     ops = {node.op_type for node in trace_graph(model, SHAPE).graph.node}
     assert "Softmax" in ops
     assert model.fused_attn
+
+
+def test_a_network_of_two_inputs_has_both_by_name_and_with_open_axes() -> None:
+    batch = torch.export.Dim("batch")
+    examples = {"x": torch.ones(2, *SHAPE), "mask": torch.ones(2, 4)}
+    graph = trace_inputs(Masked().eval(), examples, ({0: batch}, {0: batch})).graph
+    found = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in graph.input
+    }
+    assert found == {"x": ["batch", *SHAPE], "mask": ["batch", 4]}
+    assert graph.output[0].name == "logits"
+
+
+def test_two_inputs_cannot_share_an_example() -> None:
+    one = torch.ones(2, 4, 4, 4)
+    with pytest.raises(ValueError, match="x, mask: must be a tensor each, got one for two"):
+        trace_inputs(Masked().eval(), {"x": one, "mask": one}, ({}, {}))
 
 
 def test_a_network_that_cannot_be_traced_is_refused_in_one_line() -> None:
