@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from glora_deploy.byte_size import to_bytes
 from glora_deploy.console import one_line, one_line_errors, wrong_usage_of
 from glora_deploy.origins.address import is_address, require_address
 from glora_deploy.precision import Precision
@@ -41,8 +41,6 @@ _OPTIONS = {
     "rate_per_s": "--rate",
 }
 """Settings that are named otherwise than the option that they come from."""
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 @examples(
@@ -454,25 +452,6 @@ def serve(
                 engine_type=engine_type,
                 source=source,
             )
-
-
-def to_bytes(text: str) -> int:
-    """A size such as ``500MB`` or ``4GiB``, in bytes.
-
-    >>> to_bytes("1.5KiB"), to_bytes("2GB")
-    (1536, 2000000000)
-
-    Raises:
-        ValueError: If it is none.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(
-            f"a size must be a number with a unit, such as 500MB or 4GiB, got {text!r}"
-        )
-    number, prefix, binary = match.groups()
-    power = " KMGT".index(prefix.upper() or " ")
-    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def read_token(file: Path | None, variable: str) -> str | None:

@@ -44,10 +44,21 @@ HEAVY = {
 WIDTH = 80
 """Columns of a terminal, if nobody has made it wider."""
 
-SUBCOMMANDS = ("export verify", "export pull", "export import")
+SUBCOMMANDS = ("export verify", "export pull", "export import", "export extract")
 PROGRAMS = ("training", "export", "serving")
 WITHOUT_NUMPY = {"", *COMMANDS} - {
-    *("train", "export", "import", "pull", "list", "show", "predict", "evaluate", "compare"),
+    *(
+        "train",
+        "export",
+        "import",
+        "extract",
+        "pull",
+        "list",
+        "show",
+        "predict",
+        "evaluate",
+        "compare",
+    ),
     *("report", "serve"),
 }
 """Commands of the project whose help needs no numpy."""
@@ -57,7 +68,12 @@ WRONG = (
     *(" train --task digits --method lora --retrain", ".training --task digits --epochs 0"),
     *(" train --task digits --device tpu", " train --task a/b --data digits"),
     *(" export --task digits --images 0", " export --task digits --precision fp8"),
-    *(" export --task a/b", " export verify", " import x --task t --input-size 0"),
+    *(
+        " export --task a/b",
+        " export verify",
+        " import x --task t --input-size 0",
+        " extract x --task t --rank 0",
+    ),
     *(" pull", " predict --task t a.png --top-k 0", " predict a.png", " show a/b/c", " use a"),
     " train --task t --data digits --checkpoint random:x",
     *(" remove a", " list --no-such", " pack a", " unpack x --as a/b", " nonesuch"),

@@ -121,7 +121,11 @@ def accuracy_on(trained: Trained, test: Split) -> float:
 
 
 def _trained(
-    adapted: Adapted[Subnet], subnet: Subnet, merged: MergedNetwork, accuracy: float, trainer: Trainer
+    adapted: Adapted[Subnet],
+    subnet: Subnet,
+    merged: MergedNetwork,
+    accuracy: float,
+    trainer: Trainer,
 ) -> Trained:
     adapted.take(subnet)
     network = merged.become(subnet)
@@ -130,7 +134,12 @@ def _trained(
 
 
 def _trainer(
-    adapted: Adapted[Subnet], split: Split, config: TrainConfig, stage: str, seed: int, report: OnProgress
+    adapted: Adapted[Subnet],
+    split: Split,
+    config: TrainConfig,
+    stage: str,
+    seed: int,
+    report: OnProgress,
 ) -> Trainer:
     def tell(epoch: EpochRecord) -> None:
         note = f"loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}"

@@ -20,6 +20,7 @@ from glora_deploy.tensorrt_runtime.plan_json import Backend, HardwareCompatibili
 from ..int8.saturation import Target
 from ..tensorrt_plan.config import PlanConfig
 from .each_task import for_each, open_task
+from .extract import extract
 from .import_adapter import import_adapter
 from .options import (
     BackboneOption,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("pull", cls=Command)(pull)
 app.command("import", cls=Command)(import_adapter)
+app.command("extract", cls=Command)(extract)
 
 
 class _Fmt(Enum):

@@ -12,10 +12,13 @@ import typer
 
 from ..console import one_line_errors, print_table, progress_bars, stderr, stdout
 from ..evaluation.choices import Device
+from ..image_bars import ImageBars
 from ..options import (
+    BatchOption,
     JsonOption,
     OptionalVersionArgument,
     QuietOption,
+    SplitOption,
     StoreOption,
     complete_task,
     named,
@@ -26,18 +29,15 @@ from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .answering import (
     IN_WORDS,
-    BatchOption,
     DataOption,
     Of,
     OfOption,
     PrecisionOption,
     SkipOption,
-    SplitOption,
     open_network,
     require_choice,
     require_data,
 )
-from .image_bars import ImageBars
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate_version import Evaluation

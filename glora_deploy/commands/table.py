@@ -27,6 +27,12 @@ COMMANDS = {
         "Bring a PEFT adapter or an authors' GLoRA checkpoint into the store as a task.",
         MAKE,
     ),
+    "extract": Entry(
+        "glora_deploy.export.cli.extract",
+        "extract",
+        "Turn a full fine-tuning of a backbone into a delta of it, and measure what that loses.",
+        MAKE,
+    ),
     "pull": Entry(
         "glora_deploy.export.cli.pull",
         "pull",

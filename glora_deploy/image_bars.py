@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from ..plain_progress import Progress
+    from .plain_progress import Progress
 
 
 class ImageBars:

@@ -1,0 +1,263 @@
+"""``extract``: a fully fine-tuned network into the store, as a delta."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glora_deploy.backbones.input_size import parse_size
+from glora_deploy.byte_size import to_bytes
+from glora_deploy.console import (
+    one_line_errors,
+    print_table,
+    progress_bars,
+    stdout,
+    wrong_usage_of,
+)
+from glora_deploy.data.text_file import read_names
+from glora_deploy.image_bars import ImageBars
+from glora_deploy.options import (
+    BatchOption,
+    CurrentOption,
+    JsonOption,
+    QuietOption,
+    SplitOption,
+    StoreOption,
+    named,
+)
+from glora_deploy.program import examples
+from glora_deploy.store.default_place import DEFAULT_STORE
+
+from ..importers.extract_choice import Choice
+from .each_task import UNCHANGED
+from .options import CheckpointOption
+
+if TYPE_CHECKING:
+    from glora_deploy.backbones.load import Backbone
+    from glora_deploy.store.artifact import Artifact
+
+    from ..importers.agreement import Agreement
+    from ..importers.extract import Extraction
+    from ..importers.full_checkpoint import Tuned
+
+DEFAULT_ENERGY = 0.9
+
+
+@examples(
+    "model_best.pth.tar --task pets  # 90 % of what changed",
+    "tuned.safetensors --task pets --budget 2MB --data folder:photos",
+    "tuned.safetensors --task pets --rank 16 --leave-out --labels labels.txt",
+    "tuned.safetensors --task pets --energy 0.99 --verbose",
+)
+def extract(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="The tuned network: .safetensors or .pth, or FILE#PART of one."
+        ),
+    ],
+    task: Annotated[str, typer.Option(help="Task to store it as.", callback=named("task"))],
+    backbone: Annotated[
+        str, typer.Option(help="timm name of the backbone it was tuned from.")
+    ] = "vit_base_patch16_224",
+    checkpoint: CheckpointOption = None,
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the input in pixels, or HEIGHTxWIDTH, if not the model's own.",
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the squared change to keep, above 0 to 1; this decides if nothing else "
+            "does.",
+            show_default=str(DEFAULT_ENERGY),
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest delta, such as 2MB.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="One rank for every layer, where its change has as much.")
+    ] = None,
+    leave_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out", help="Go without what no layer can take over, such as pos_embed."
+        ),
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file with one class name a line, in order; those of --data by default."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Images to compare the answers on: built-in name, folder:PATH, lists:PATH or "
+            "vtab:PATH.",
+        ),
+    ] = None,
+    split: SplitOption = "test",
+    batch_size: BatchOption = 32,
+    make_current: CurrentOption = True,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Say what each layer has, and what it would need.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn a full fine-tuning of a backbone into a delta of it, and measure what that loses.
+
+    Biases, norms and the classifier are stored as they are; what changed in each weight is cut off
+    to a low rank by its singular values. How far the delta's answers are from the network's is
+    measured and told before anything is stored.
+    """
+    with one_line_errors(UNCHANGED):
+        with wrong_usage_of("--energy, --budget, --rank"):
+            budget_bytes = None if budget is None else to_bytes(budget)
+            if (energy, budget_bytes, rank) == (None, None, None):
+                energy = DEFAULT_ENERGY
+            choice = Choice(energy=energy, budget_bytes=budget_bytes, rank=rank)
+        from glora_deploy.evaluation.labelled_images import load_images
+        from glora_deploy.store.store import ArtifactStore
+
+        from ..importers.agreement import Networks
+        from ..importers.assemble import store_import
+        from ..importers.extract import extract_full
+        from ..importers.full_checkpoint import read_full, require_all
+
+        images = None if data is None else load_images(data=data, split=split)
+        names = read_names(labels) if labels else None
+        if names is None and images is not None:
+            names = images.classes
+        loaded = _backbone(backbone, checkpoint, input_size)
+        tuned = read_full(source, loaded)
+        if not leave_out:
+            require_all(tuned)
+        _require_names(tuned, loaded, names)
+        with progress_bars(quiet=quiet) as bars:
+            show = ImageBars(bars).show
+            found = extract_full(tuned, loaded, choice, report=partial(show, "decompose"))
+            networks = Networks(loaded, tuned, found.imported)
+            agreements = {"random inputs": networks.on_random()}
+            if images is not None:
+                agreements[f"{split} images of {images.data}"] = networks.on_images(
+                    images,
+                    tuple(names or ()),
+                    batch_size=batch_size,
+                    report=partial(show, "answer"),
+                )
+        artifact = store_import(
+            ArtifactStore.create(store),
+            loaded,
+            found.imported,
+            task=task,
+            labels=names,
+            make_current=make_current,
+        )
+    if as_json:
+        told = {
+            "task": artifact.task,
+            "version": artifact.version,
+            "delta_bytes": artifact.manifest.adapter.size_bytes,
+            "n_parameters": artifact.manifest.n_parameters,
+            "network_bytes": _network_bytes(tuned),
+            "left_out": tuned.left_out,
+            **found.to_dict(),
+            "agreement": {where: each.to_dict() for where, each in agreements.items()},
+        }
+        typer.echo(json.dumps(told, ensure_ascii=False, allow_nan=False))
+    elif not quiet:
+        _print(tuned, found, agreements, artifact, verbose=verbose)
+
+
+def _backbone(name: str, checkpoint: Path | None, input_size: str | None) -> Backbone:
+    from glora_deploy.backbones.checkpoint_name import require_recordable
+    from glora_deploy.backbones.load import load_backbone, outline
+
+    with wrong_usage_of("--input-size"):
+        size = parse_size(input_size) if input_size else None
+    with wrong_usage_of("--backbone"):
+        outline(name)
+    if size is not None:
+        with wrong_usage_of("--input-size"):
+            outline(name, input_size=size)
+    if checkpoint is not None:
+        with wrong_usage_of("--checkpoint"):
+            require_recordable(checkpoint)
+    return load_backbone(name, checkpoint=checkpoint, input_size=size)
+
+
+def _require_names(tuned: Tuned, backbone: Backbone, names: object) -> None:
+    """Refuse another number of class names before minutes go into decompositions."""
+    n_classes = len(tuned.head[f"{backbone.classifier[0]}.weight"])
+    if isinstance(names, list | tuple) and len(names) != n_classes:
+        raise ValueError(
+            f"labels must have one entry for each of the {n_classes} classes of {tuned.where}, got "
+            f"{len(names)}"
+        )
+
+
+def _network_bytes(tuned: Tuned) -> int:
+    return sum(values.nbytes for values in tuned.tensors.values())
+
+
+def _print(
+    tuned: Tuned,
+    found: Extraction,
+    agreements: dict[str, Agreement],
+    artifact: Artifact,
+    *,
+    verbose: bool,
+) -> None:
+    from ..importers.low_rank import SHARES
+
+    if verbose:
+        columns = ("layer", "rank", *(f"for {share:.1%}" for share in SHARES), "full", "kept")
+        rows = [
+            (
+                each.name,
+                str(each.rank),
+                *map(str, each.needed),
+                str(each.full),
+                f"{each.energy:.1%}",
+            )
+            for each in found.layers
+        ]
+        print_table("Ranks that each change has, and would need", columns, rows, right=columns[1:])
+    for name, change in tuned.left_out.items():
+        stdout.print(f"left out: {name}, which changed by {change:.1%} of its norm", soft_wrap=True)
+    ranks = sorted(each.rank for each in found.layers) or [0]
+    stdout.print(
+        f"{len(found.layers)} weights changed; ranks {ranks[0]} to {ranks[-1]}, median "
+        f"{statistics.median(ranks):g}, keep {found.energy:.2%} of the squared change",
+        soft_wrap=True,
+    )
+    for index, share in enumerate(SHARES):
+        needed = sorted(each.needed[index] for each in found.layers) or [0]
+        stdout.print(
+            f"  {share:.1%} in every layer would need ranks {needed[0]} to {needed[-1]}, median "
+            f"{statistics.median(needed):g}"
+        )
+    size, whole = artifact.manifest.adapter.size_bytes, _network_bytes(tuned)
+    stdout.print(
+        f"delta {size / 1e6:,.2f} MB, the network {whole / 1e6:,.2f} MB ({size / whole:.1%})"
+    )
+    for where, each in agreements.items():
+        told = f"{where}: {each.same:.1%} of {each.n_images:,} answered alike"
+        told += f", logits differ by at most {each.largest:.2g} of their spread"
+        if each.accuracy is not None:
+            told += f"; accuracy {each.accuracy:.1%}, the delta's {each.extracted_accuracy:.1%}"
+        stdout.print(told, soft_wrap=True)
+    stdout.print(f"{artifact.path}: {artifact.task} {artifact.version}", soft_wrap=True)
