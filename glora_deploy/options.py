@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .evaluation.choices import Split
 from .store.default_place import STORE_VARIABLE, default_store
 
 _IN_TASK = "glora_deploy.version_in_task"
@@ -157,10 +156,3 @@ CurrentOption = Annotated[
     typer.Option("--current/--no-current", help="Let the new version be the one that answers."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]
-SplitOption = Annotated[
-    Split,
-    typer.Option(
-        "--split", metavar="SPLIT", help="Of the data: train, val, test, or all of them together."
-    ),
-]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at once.")]

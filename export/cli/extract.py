@@ -20,13 +20,12 @@ from glora_deploy.console import (
     wrong_usage_of,
 )
 from glora_deploy.data.text_file import read_names
+from glora_deploy.evaluation.choices import Split
 from glora_deploy.image_bars import ImageBars
 from glora_deploy.options import (
-    BatchOption,
     CurrentOption,
     JsonOption,
     QuietOption,
-    SplitOption,
     StoreOption,
     named,
 )
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from ..importers.full_checkpoint import Tuned
 
 DEFAULT_ENERGY = 0.9
+SIZE, ANSWERS = "What is kept", "Answers"
 
 
 @examples(
@@ -80,18 +80,25 @@ def extract(
             help="Share of the squared change to keep, above 0 to 1; this decides if nothing else "
             "does.",
             show_default=str(DEFAULT_ENERGY),
+            rich_help_panel=SIZE,
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Largest delta, such as 2MB.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest delta, such as 2MB.", rich_help_panel=SIZE),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="One rank for every layer, where its change has as much.")
+        int | None,
+        typer.Option(
+            help="One rank for every layer, where its change has as much.", rich_help_panel=SIZE
+        ),
     ] = None,
     leave_out: Annotated[
         bool,
         typer.Option(
-            "--leave-out", help="Go without what no layer can take over, such as pos_embed."
+            "--leave-out",
+            help="Go without what no layer can take over, such as pos_embed.",
+            rich_help_panel=SIZE,
         ),
     ] = False,
     labels: Annotated[
@@ -106,10 +113,15 @@ def extract(
             metavar="SPEC",
             help="Images to compare the answers on: built-in name, folder:PATH, lists:PATH or "
             "vtab:PATH.",
+            rich_help_panel=ANSWERS,
         ),
     ] = None,
-    split: SplitOption = "test",
-    batch_size: BatchOption = 32,
+    split: Annotated[
+        Split, typer.Option(help="Of the data; all is all of them.", rich_help_panel=ANSWERS)
+    ] = "test",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images computed at once.", rich_help_panel=ANSWERS)
+    ] = 32,
     make_current: CurrentOption = True,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Say what each layer has, and what it would need.")

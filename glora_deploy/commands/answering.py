@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from ..errors import ArtifactError
-from ..evaluation.choices import Device
+from ..evaluation.choices import Device, Split
 from ..precision import Precision
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ DataOption = Annotated[
 SkipOption = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave images out that cannot be read.")
 ]
+SplitOption = Annotated[
+    Split, typer.Option("--split", help="Of the data; all is train, val and test together.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at once.")]
 IN_WORDS = {"delta": "the delta, merged with torch", "onnx": "the exported ONNX model"}
 
 

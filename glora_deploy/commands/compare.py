@@ -10,22 +10,17 @@ import typer
 
 from ..console import one_line_errors, print_table, progress_bars, stderr, stdout, wrong_usage_of
 from ..image_bars import ImageBars
-from ..options import (
-    BatchOption,
-    JsonOption,
-    QuietOption,
-    SplitOption,
-    StoreOption,
-    complete_task_or_version,
-)
+from ..options import JsonOption, QuietOption, StoreOption, complete_task_or_version
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .answering import (
     IN_WORDS,
+    BatchOption,
     DataOption,
     OfOption,
     PrecisionOption,
     SkipOption,
+    SplitOption,
     open_network,
     require_choice,
     require_data,

@@ -14,11 +14,9 @@ from ..console import one_line_errors, print_table, progress_bars, stderr, stdou
 from ..evaluation.choices import Device
 from ..image_bars import ImageBars
 from ..options import (
-    BatchOption,
     JsonOption,
     OptionalVersionArgument,
     QuietOption,
-    SplitOption,
     StoreOption,
     complete_task,
     named,
@@ -29,11 +27,13 @@ from ..program import examples
 from ..store.default_place import DEFAULT_STORE
 from .answering import (
     IN_WORDS,
+    BatchOption,
     DataOption,
     Of,
     OfOption,
     PrecisionOption,
     SkipOption,
+    SplitOption,
     open_network,
     require_choice,
     require_data,

@@ -10,10 +10,10 @@ import typer
 from ..console import one_line_errors, progress_bars, stderr, stdout
 from ..evaluation.choices import Device
 from ..image_bars import ImageBars
-from ..options import OptionalVersionArgument, QuietOption, SplitOption, StoreOption, TaskArgument
+from ..options import OptionalVersionArgument, QuietOption, StoreOption, TaskArgument
 from ..program import examples
 from ..store.default_place import DEFAULT_STORE
-from .answering import DataOption, SkipOption, require_data
+from .answering import DataOption, SkipOption, SplitOption, require_data
 
 
 @examples(
