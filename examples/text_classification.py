@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--compare-lr",
         type=float,
         nargs="+",
-        default=[5e-3],
+        default=[2e-2],
         help="of the methods compared with; of several, each keeps its best on val",
     )
     parser.add_argument("--seed", type=int, default=0)
