@@ -77,12 +77,12 @@ def train_searched(
     merged = MergedNetwork(supernet, build())
     best = _search(supernet, merged, val, search, seed, report).best
     kept = {name: tensor.detach().clone() for name, tensor in supernet.trainable().items()}
-    trainer.train(draw_always(best.subnet))
-    accuracy = merged.accuracy(best.subnet, val)
+    trainer.train(draw_always(best.candidate))
+    accuracy = merged.accuracy(best.candidate, val)
     if accuracy < best.fitness:
         accuracy = best.fitness
         supernet.model.load_state_dict(kept, strict=False)
-    return _trained(supernet, best.subnet, merged, accuracy, trainer)
+    return _trained(supernet, best.candidate, merged, accuracy, trainer)
 
 
 def train_folded(
