@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from glora_deploy.errors import ArtifactError
+from glora_deploy.machine import Machine
 from glora_deploy.store.history import History
 
 
@@ -57,7 +58,20 @@ def read(value: Any) -> History:
 def test_what_is_written_reads_back_as_the_same() -> None:
     found = read(make_history())
     assert History.from_json(found.to_json()) == found
-    assert found.model_dump(mode="json") == make_history()
+    assert found.cost is None  # as of a release that measured none
+    assert found.model_dump(mode="json") == {**make_history(), "cost": None}
+    cost = {
+        "machine": Machine.here().model_dump(mode="json"),
+        "device": "cpu",
+        "peak_memory_bytes": None,
+        "batch_size": 8,
+        "merged_ms": 2.0,
+        "unmerged_ms": 3.0,
+    }
+    told = read({**make_history(), "cost": cost})
+    assert told.cost is not None
+    assert told.cost.slowdown == 1.5
+    assert History.from_json(told.to_json()) == told
 
 
 def test_a_search_tells_its_best_so_far_and_its_means() -> None:
