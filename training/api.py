@@ -247,6 +247,11 @@ def _require_effect(
         raise SettingError(
             f"{names}: no effect with method {method.name}, which searches nothing", *given
         )
+    if isinstance(method, SizedMethod) and searching.get("servable_mixed"):
+        raise SettingError(
+            f"servable_mixed: no effect with method {method.name}, of which nothing is served",
+            "servable_mixed",
+        )
     has = {"ranks": method.searches or method.rank is not None, "scale": method.scale is not None}
     if not method.adapts_layers and (given := _given(choosing)):
         names = " and ".join(given)

@@ -401,11 +401,10 @@ def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
         )
     for o in outcomes:
         if o.artifact is None:
-            stdout.print(
-                f"{o.name}: a comparison alone, nothing of it can be stored or served: "
-                "see docs/methods.md",
-                soft_wrap=True,
-            )
+            told = "nothing of it can be stored or served: see docs/methods.md"
+            if METHODS[o.method].keeps_checkpoint:
+                told = "no delta; glora extract makes one of its checkpoint: see docs/extract.md"
+            stdout.print(f"{o.name}: a comparison alone, {told}", soft_wrap=True)
         elif o.as_searched:
             stdout.print(
                 f"{o.artifact.task}/{o.artifact.version}: the epochs after the search made it no "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,15 @@ from glora_deploy.data.built_in_tasks import BUILT_IN_TASKS
 from glora_deploy.data.check import CheckedData, check_data
 from glora_deploy.data.load import ImageSet, TaskData, load_task
 from glora_deploy.errors import ArtifactError, NonFiniteError, StoreError
+from glora_deploy.glora.forms import LayerShape
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.companions import COMPANIONS, HISTORY, RUN_SETTINGS
-from glora_deploy.store.comparisons import Comparison, write_comparison
+from glora_deploy.store.comparisons import (
+    Comparison,
+    free_name,
+    has_comparison,
+    write_comparison,
+)
 from glora_deploy.store.manifest import ManifestDraft, utc_now
 from glora_deploy.store.run_settings import write_settings
 from glora_deploy.store.store import ArtifactStore
@@ -34,7 +40,7 @@ from .device import choose_device
 from .evaluate import accuracies
 from .event_files import EventFiles, require_event_files
 from .job import Job, OnProgress, Trained
-from .method import AttachedMethod, ComparedMethod, FoldedMethod, WholeMethod
+from .method import AttachedMethod, ComparedMethod, FoldedMethod, Method, WholeMethod
 from .methods import METHODS
 from .pixels import Pixels
 from .record import checkpoint_of, draft_of, history_of, require_storable, tensors_of
@@ -43,6 +49,8 @@ from .run_settings import settings_of
 from .setting_error import SettingError, blamed_on
 from .trainings import COMPARED, train_all, untrained
 
+MAX_TRAINED = 2**30
+"""Numbers that an attached method may train; four times as many are kept beside the weights."""
 COSTLY_RATIO = 4
 """An input with this many times the pixels of the backbone's own is worth a word."""
 
@@ -217,6 +225,11 @@ def _require_new_version(config: RunConfig, root: Path) -> None:
     place = root / config.task / config.version
     # An unfinished run may have stored it itself, and only what came after it failed.
     own = {} if config.restart else _stored(RunFolder(root, config.task))
+    if has_comparison(root, config.task, config.version) and config.version not in own.values():
+        raise StoreError(
+            f"{config.task}/{config.version}: the version must be new, a comparison has this name. "
+            "Give another one, or remove it."
+        )
     if place.exists() and config.version not in own.values():
         raise StoreError(
             f"{place}: the version must be new, it exists. Give another one, or remove it."
@@ -251,16 +264,38 @@ def _require_backbone(config: RunConfig) -> list[str]:
             require_recordable(config.weights)
     method = METHODS[config.method]
     if isinstance(method, AttachedMethod):
-        method.parts(blocks_of(build_outline(sized, config.train), method), config.train)
+        n_trained = method.n_trained(
+            blocks_of(build_outline(sized, config.train), method), config.train
+        )
+        if n_trained > MAX_TRAINED:
+            raise SettingError(
+                f"ranks {', '.join(map(str, config.train.ranks))} would train {n_trained:,} "
+                f"numbers, at most {MAX_TRAINED:,} can be",
+                "ranks",
+            )
     elif isinstance(method, WholeMethod):
         build_outline(sized, config.train)
     else:
         layers = require_layers(sized, config.train, method)
+        _require_ranks(config.train, method, layers)
         if isinstance(method, FoldedMethod):
             method.parts(layers, config.train)
     if config.compare_lora:
         require_layers(sized, config.train.for_lora(), METHODS[COMPARED], strict=False)
     return list(_notes(config, own.preprocessing.size, sized.preprocessing.size))
+
+
+def _require_ranks(train: TrainConfig, method: Method, layers: Mapping[str, LayerShape]) -> None:
+    """Refuse a rank that no layer can have."""
+    if not (method.searches or method.rank is not None):
+        return
+    most = max((min(each.d_out, each.d_in) for each in layers.values()), default=1)
+    if max(train.ranks) > most and set(train.kinds) != {"affine"}:
+        raise SettingError(
+            f"ranks must be at most {most} here, the most that a layer's weight has, got "
+            f"{max(train.ranks)}",
+            "ranks",
+        )
 
 
 def _notes(config: RunConfig, own: HeightWidth, size: HeightWidth) -> Iterator[str]:
@@ -343,9 +378,13 @@ def _compare(
     n_trained = sum(trained.adapted.trainable()[name].numel() for name in own)
     if trained.search is not None:
         n_trained = trained.search.best.n_parameters
+    name = config.version or _stored(job.folder).get(method.name)
+    if name is None:
+        name = free_name(store.root, config.task, method.name, config.seed)
+    job.folder.write("stored", {**_stored(job.folder), method.name: name})
     record = Comparison(
         task=config.task,
-        name=config.version or f"{method.name}-{config.seed}",
+        name=name,
         created=utc_now(),
         method=method.name,
         why=method.why,

@@ -117,8 +117,20 @@ def extract(
         ),
     ] = None,
     split: Annotated[
-        Split, typer.Option(help="Of the data; all is all of them.", rich_help_panel=ANSWERS)
-    ] = "test",
+        Split | None,
+        typer.Option(
+            help="Of the data; all is all of them.", rich_help_panel=ANSWERS, show_default="test"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="That drew the splits of the data when the network was tuned.",
+            rich_help_panel=ANSWERS,
+            show_default="0",
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images computed at once.", rich_help_panel=ANSWERS)
     ] = 32,
@@ -135,6 +147,9 @@ def extract(
     to a low rank by its singular values. How far the delta's answers are from the network's is
     measured and told before anything is stored.
     """
+    for option, value in (("--split", split), ("--seed", seed)):
+        if data is None and value is not None:
+            raise typer.BadParameter("must go with --data", param_hint=option)
     with one_line_errors(UNCHANGED):
         with wrong_usage_of("--energy, --budget, --rank"):
             budget_bytes = None if budget is None else to_bytes(budget)
@@ -149,7 +164,9 @@ def extract(
         from ..importers.extract import extract_full
         from ..importers.full_checkpoint import read_full, require_all
 
-        images = None if data is None else load_images(data=data, split=split)
+        images = None
+        if data is not None:
+            images = load_images(data=data, split=split or "test", seed=seed)
         names = read_names(labels) if labels else None
         if names is None and images is not None:
             names = images.classes
@@ -157,14 +174,14 @@ def extract(
         tuned = read_full(source, loaded)
         if not leave_out:
             require_all(tuned)
-        _require_names(tuned, loaded, names)
+        _require_names(tuned, loaded, names, "--labels" if labels else "--data")
         with progress_bars(quiet=quiet) as bars:
             show = ImageBars(bars).show
             found = extract_full(tuned, loaded, choice, report=partial(show, "decompose"))
             networks = Networks(loaded, tuned, found.imported)
             agreements = {"random inputs": networks.on_random()}
             if images is not None:
-                agreements[f"{split} images of {images.data}"] = networks.on_images(
+                agreements[f"{images.split} images of {images.data}"] = networks.on_images(
                     images,
                     tuple(names or ()),
                     batch_size=batch_size,
@@ -192,6 +209,11 @@ def extract(
         typer.echo(json.dumps(told, ensure_ascii=False, allow_nan=False))
     elif not quiet:
         _print(tuned, found, agreements, artifact, verbose=verbose)
+        if names is None:
+            stdout.print(
+                f"the classes are called {artifact.manifest.labels[0]} to "
+                f"{artifact.manifest.labels[-1]}: --labels or --data would name them"
+            )
 
 
 def _backbone(name: str, checkpoint: Path | None, input_size: str | None) -> Backbone:
@@ -211,12 +233,12 @@ def _backbone(name: str, checkpoint: Path | None, input_size: str | None) -> Bac
     return load_backbone(name, checkpoint=checkpoint, input_size=size)
 
 
-def _require_names(tuned: Tuned, backbone: Backbone, names: object) -> None:
+def _require_names(tuned: Tuned, backbone: Backbone, names: object, given: str) -> None:
     """Refuse another number of class names before minutes go into decompositions."""
     n_classes = len(tuned.head[f"{backbone.classifier[0]}.weight"])
     if isinstance(names, list | tuple) and len(names) != n_classes:
         raise ValueError(
-            f"labels must have one entry for each of the {n_classes} classes of {tuned.where}, got "
+            f"{given} must have one name for each of the {n_classes} classes of {tuned.where}, got "
             f"{len(names)}"
         )
 
@@ -266,6 +288,10 @@ def _print(
     stdout.print(
         f"delta {size / 1e6:,.2f} MB, the network {whole / 1e6:,.2f} MB ({size / whole:.1%})"
     )
+    if not found.imported.layers:
+        stdout.print("nothing differs from the backbone but the classifier: was it tuned from it?")
+    elif size > whole:
+        stdout.print("the delta is larger than the network: such ranks gain nothing")
     for where, each in agreements.items():
         told = f"{where}: {each.same:.1%} of {each.n_images:,} answered alike"
         told += f", logits differ by at most {each.largest:.2g} of their spread"

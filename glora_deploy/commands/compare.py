@@ -135,13 +135,12 @@ def _print(found: Comparison) -> None:
     print_table(title, columns, [row for row in rows if any(row[1:])], right=columns[1:])
     for note in dict.fromkeys(_where_timed(found)):
         stdout.print(note, soft_wrap=True)
-    if len(found.versions) < 2:
-        return
     if not found.differences:
-        stdout.print("They were made alike: no setting, data, backbone or form differs.")
+        what = "data, seed or epochs" if found.others else "setting, data, backbone or form"
+        stdout.print(f"They were made alike: no {what} differs.")
         return
     rows = [(each.what, *each.values) for each in found.differences]
-    print_table("What differs", columns[: 1 + len(found.versions)], rows)
+    print_table("What differs", columns, rows)
 
 
 _FACTS = (

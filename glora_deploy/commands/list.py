@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..console import one_line_errors, print_table
+from ..console import one_line_errors, print_table, stderr
 from ..errors import NotInStoreError
 from ..options import JsonOption, OptionalTaskArgument, StoreOption
 from ..program import examples
@@ -29,7 +29,7 @@ def list_versions(
     as_json: JsonOption = False,
 ) -> None:
     """Every version of every task: accuracy, size, what was exported and whether it is proven."""
-    from ..store.comparisons import comparisons
+    from ..store.comparisons import comparisons, damaged_comparisons
     from ..store.store import ArtifactStore
 
     with one_line_errors():
@@ -49,6 +49,9 @@ def list_versions(
         rows += [_row_of(each) for each in comparisons(store) if task in (None, each.task)]
         whole = ("artifact", "created", "parameters", "parity")
         print_table(title, columns, rows, right=columns[3:7], whole=whole)
+        for (of_task, _), problem in damaged_comparisons(store).items():
+            if task in (None, of_task):
+                stderr.print(f"note: {problem}", soft_wrap=True)
 
 
 def _row_of(record: Comparison) -> tuple[str, ...]:

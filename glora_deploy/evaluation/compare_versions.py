@@ -99,6 +99,12 @@ class Comparison:
     notes: tuple[str, ...]
     """What whoever reads the figures should know."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``task/version`` of the versions, then of the others."""
+        others = (f"{each.task}/{each.name}" for each in self.others)
+        return (*(each.name for each in self.versions), *others)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
@@ -107,7 +113,7 @@ class Comparison:
             "differences": [
                 {
                     "what": each.what,
-                    "values": {v.name: x for v, x in zip(self.versions, each.values, strict=True)},
+                    "values": dict(zip(self.names, each.values, strict=True)),
                 }
                 for each in self.differences
             ],
@@ -186,11 +192,24 @@ def compare(
             )
         ),
         others=others,
-        differences=differences([artifact.manifest for artifact in artifacts]),
+        differences=differences([artifact.manifest for artifact in artifacts], others),
         data=None if images is None else images.data,
         split=split,
-        notes=notes,
+        notes=(*notes, *_notes_on(others, artifacts, images)),
     )
+
+
+def _notes_on(
+    others: Sequence[Kept], artifacts: Sequence[Artifact], images: LabelledImages | None
+) -> list[str]:
+    """What keeps the recorded figures of comparisons from being compared."""
+    of_versions = {artifact.manifest.training.data for artifact in artifacts}
+    shown = {images.data} if images is not None else of_versions
+    return [
+        f"{each.task}/{each.name}: its accuracies are those on {each.data}"
+        for each in others
+        if shown and each.data not in shown
+    ]
 
 
 def _cost(store: StoreReader, artifact: Artifact) -> tuple[CostRecord | None, tuple[str, ...]]:

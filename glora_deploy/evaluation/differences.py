@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.check import SKIPPED_IMAGES
+from ..store.comparisons import Comparison
 from ..store.manifest import Manifest
 
 SUPPORTS = "ABCDE"
@@ -26,18 +27,39 @@ class Difference:
     what: str
     """Such as ``training.lr`` or ``blocks.*.mlp.fc1 A``."""
     values: tuple[str, ...]
-    """For each version, in their order; empty where it has none."""
+    """For each version, in their order, then for what has none; empty where nothing is known."""
 
 
-def differences(manifests: Sequence[Manifest]) -> tuple[Difference, ...]:
-    """What differs, in the order of a manifest; what came out of the training is not looked at."""
-    facts = [_facts(manifest) for manifest in manifests]
-    names = dict.fromkeys(name for each in facts for name in each)
-    return tuple(
-        Difference(what=name, values=values)
-        for name in names
-        if len(set(values := tuple(each.get(name, "") for each in facts))) > 1
-    )
+def differences(
+    manifests: Sequence[Manifest], others: Sequence[Comparison] = ()
+) -> tuple[Difference, ...]:
+    """What differs, in the order of a manifest; what came out of the training is not looked at.
+
+    Args:
+        manifests: Of versions.
+        others: What was trained for comparison alone: less is recorded of it, and only what is
+            recorded can differ.
+    """
+    facts, beside = [_facts(each) for each in manifests], [_facts_of_other(each) for each in others]
+    names = dict.fromkeys(name for each in (*facts, *beside) for name in each)
+    found = []
+    for name in names:
+        values = tuple(each.get(name, "") for each in (*facts, *beside))
+        compared = {each.get(name, "") for each in facts}
+        compared |= {each[name] for each in beside if name in each}
+        if len(compared) > 1:
+            found.append(Difference(what=name, values=values))
+    return tuple(found)
+
+
+def _facts_of_other(other: Comparison) -> dict[str, str]:
+    return {
+        "method": other.method,
+        "epochs": _text(other.epochs),
+        "seed": _text(other.seed),
+        "data": other.data,
+        "backbone": other.backbone,
+    }
 
 
 def layer_type(layer: str) -> str:

@@ -88,7 +88,11 @@ class LabelledImages:
 
 
 def load_images(
-    manifest: Manifest | None = None, *, data: str | None = None, split: Split = "test"
+    manifest: Manifest | None = None,
+    *,
+    data: str | None = None,
+    split: Split = "test",
+    seed: int | None = None,
 ) -> LabelledImages:
     """The images of one split, by default of the data that a version was trained on.
 
@@ -96,6 +100,7 @@ def load_images(
         manifest: Of the version: names its data, and the seed that draws splits.
         data: Another data set, as training takes it; needed without a manifest.
         split: Which of its images.
+        seed: Draws the splits; by default the version's, and 0 without one.
 
     Raises:
         DataError: If the data cannot be read, or nothing says where they are.
@@ -105,7 +110,8 @@ def load_images(
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     spec = _recorded_spec(manifest) if data is None else data
-    seed = (manifest.training.seed if manifest else None) or 0
+    if seed is None:
+        seed = (manifest.training.seed if manifest else None) or 0
     task, is_recorded = _as_recorded(_load(spec, seed), manifest)
     notes = task.notes
     if data is None and not is_recorded:

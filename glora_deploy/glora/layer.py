@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .forms import SUPPORTS, Form, LayerForms, LayerShape, Support
-from .support_value import value_of
+from .linear_product import linear_product
+from .support_value import factors_of, value_of
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
@@ -137,7 +138,10 @@ class GloraLayer(nn.Module):
         return b
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base module's own forward, with the effective weight and bias."""
+        """What the base module's own forward gives with the effective weight and bias."""
+        if type(self.base).forward is nn.Linear.forward and torch.is_grad_enabled():
+            a, b = (factors_of(self._values(s, self.paths[s]), s) for s in ("A", "B"))
+            return linear_product(x, cast(Tensor, self.base.weight), self.bias, a, b)
         effective = {"weight": self.weight}
         if (bias := self.bias) is not None:
             effective["bias"] = bias

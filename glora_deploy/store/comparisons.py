@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -83,15 +84,68 @@ def read_comparison(root: Path, task: str, name: str) -> Comparison | None:
     """A comparison; None if there is none of this name, or it cannot be read."""
     place = _place(root, task, name)
     with suppress(OSError, ArtifactError):
-        return parse_record(Comparison, read_bytes(place, MAX_BYTES), str(place))
+        record = parse_record(Comparison, read_bytes(place, MAX_BYTES), str(place))
+        return record if (record.task, record.name) == (task, name) else None
     return None
 
 
 def comparisons(root: Path) -> list[Comparison]:
     """All that can be read, by task and name."""
-    places = sorted((root / COMPARISONS).glob("*/*.json"))
-    found = (read_comparison(root, place.parent.name, place.stem) for place in places)
+    found = (read_comparison(root, place.parent.name, place.stem) for place in _places(root))
     return [each for each in found if each is not None]
+
+
+def free_name(root: Path, task: str, method: str, seed: int) -> str:
+    """``METHOD-SEED``, or with the first number behind it that nothing of the task has yet."""
+    name = f"{method}-{seed}"
+    taken = {place.stem for place in _places(root) if place.parent.name == task}
+    taken |= {place.name for place in (root / task).glob("*")}
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)
+
+
+def has_comparison(root: Path, task: str, name: str) -> bool:
+    """Whether there is one of this name, readable or not."""
+    return _place(root, task, name).exists()
+
+
+def remove_comparison(root: Path, task: str, name: str) -> None:
+    """Remove one, and its checkpoint.
+
+    Raises:
+        OSError: If it is not there, or cannot be removed.
+    """
+    place = _place(root, task, name)
+    place.unlink()
+    place.with_suffix(CHECKPOINT).unlink(missing_ok=True)
+    with suppress(OSError):  # others are in it
+        place.parent.rmdir()
+
+
+def damaged_comparisons(root: Path) -> dict[tuple[str, str], str]:
+    """What is wrong with records and checkpoints, one line each, by task and name."""
+    found: dict[tuple[str, str], str] = {}
+    for place in _places(root):
+        task, name = place.parent.name, place.stem
+        try:
+            record = parse_record(Comparison, read_bytes(place, MAX_BYTES), str(place))
+            if (record.task, record.name) != (task, name):
+                raise ArtifactError(
+                    f"{place}: must be that of {task}/{name}, it states "
+                    f"{record.task}/{record.name}. Restore the file, or remove it."
+                )
+            if record.checkpoint is not None:
+                weights = place.with_suffix(CHECKPOINT)
+                record.checkpoint.require_equal(
+                    FileRecord.of_file(weights), str(weights), place.name, "Restore the file."
+                )
+        except (ArtifactError, OSError) as error:
+            found[task, name] = str(error)
+    return found
+
+
+def _places(root: Path) -> list[Path]:
+    return sorted((root / COMPARISONS).glob("*/*.json"))
 
 
 def _place(root: Path, task: str, name: str) -> Path:

@@ -223,7 +223,8 @@ class StoreReader:
         if known := read_comparison(self.root, task, name):
             rest = "so nothing of it can be merged into a vanilla network"
             if known.checkpoint is not None:
-                rest = f"and stands in {COMPARISONS}/{task}/{name}{CHECKPOINT}"
+                place = self.root / COMPARISONS / task / f"{name}{CHECKPOINT}"
+                rest = f"and stands in {place}, of which glora extract makes a delta"
             raise NotInStoreError(
                 f"{task}/{name}: was trained by {known.method} for comparison alone, and has no "
                 f"delta: {known.why}, {rest}"

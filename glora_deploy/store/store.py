@@ -36,6 +36,7 @@ from .atomic_files import (
 from .audit import Finding, TaskSize, audit, audit_rest, size_of, without_backbone
 from .backbone_config import require_intact_config, seal
 from .companions import require_companions, write_companions
+from .comparisons import damaged_comparisons, has_comparison, remove_comparison
 from .disk_space import space_for
 from .fingerprint import fingerprint as fingerprint_of
 from .folder_lock import OpenFolder, folder_lock, read_in_place
@@ -204,7 +205,7 @@ class ArtifactStore(StoreReader):
                     return artifact
 
     def remove(self, task: str, version: str | None = None, *, force: bool = False) -> None:
-        """Remove a version with its exports, or the whole task.
+        """Remove a version with its exports, a comparison, or the whole task.
 
         Args:
             task: The task.
@@ -216,6 +217,14 @@ class ArtifactStore(StoreReader):
             StoreError: If it is current and ``force`` was not given.
         """
         folder = self.root / task
+        if (
+            version is not None
+            and version not in self.version_names(task)
+            and has_comparison(self.root, task, version)
+        ):
+            remove_comparison(self.root, task, version)
+            log.info("%s/%s: removed, a comparison", task, version)
+            return
         self._require(task, version)
         with self.scratch(task) as scratch, self.moving():
             self._require(task, version)
@@ -247,9 +256,14 @@ class ArtifactStore(StoreReader):
         Raises:
             NotInStoreError: If there is no such task.
         """
+        kept = [
+            Finding(None, None, problem)
+            for (of_task, _), problem in damaged_comparisons(self.root).items()
+            if task in (None, of_task)
+        ]
         if task is not None:
-            return list(audit(self, task))
-        found = list(audit_rest(self))
+            return [*audit(self, task), *kept]
+        found = [*audit_rest(self), *kept]
         for name in self.tasks():
             with suppress(NotInStoreError):  # removed meanwhile
                 found += audit(self, name)

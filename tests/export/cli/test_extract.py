@@ -96,6 +96,8 @@ def test_what_would_be_lost_is_named_and_nothing_is_stored(tuned: Path, tmp_path
         (("--rank", "3", "--energy", "0.5"), "exactly one of energy, budget and rank"),
         (("--energy", "2"), "energy must be above 0"),
         (("--budget", "much"), "a size must be a number with a unit"),
+        (("--split", "val"), "must go with --data"),
+        (("--seed", "3"), "must go with --data"),
         (("--backbone", "vit_huge_of_mine"), "vit_huge_of_mine"),
         (("--input-size", "0"), "for --input-size"),
     ],
@@ -116,7 +118,7 @@ def test_another_number_of_names_and_a_budget_too_small_store_nothing(
     root = tmp_path / "artifacts"
     done = run(*command, "--store", root, "--labels", tmp_path / "names.txt")
     assert done.exit_code == 1
-    assert "one entry for each of the 10 classes" in done.output
+    assert "--labels must have one name for each of the 10 classes" in " ".join(done.output.split())
     done = run(*command, "--store", root, "--budget", "1KB")
     assert done.exit_code == 1
     assert "budget must be at least" in done.output

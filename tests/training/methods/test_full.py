@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from command_stores import run
 from glora_deploy.backbones.load import outline
-from glora_deploy.errors import NotInStoreError
+from glora_deploy.errors import NotInStoreError, StoreError
 from glora_deploy.evaluation import compare
 from glora_deploy.report.blocks import Table
 from glora_deploy.report.versions_section import versions_section
@@ -166,3 +167,94 @@ def test_the_report_has_them_all(side_by_side: ArtifactStore) -> None:
     assert table.rows[1][-3:] == ("5", "2.00", "3.00")
     assert table.rows[3][-2] == "cannot merge"
     assert json.loads(stated.to_json())["batch_size"] == 8
+
+
+def copied(store: ArtifactStore, tmp_path: Path) -> Path:
+    shutil.copytree(store.root, tmp_path / "artifacts")
+    return tmp_path / "artifacts"
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "said"),
+    [
+        ("vpt-deep-0.json", b"", "vpt-deep-0.json: "),
+        ("vpt-deep-0.json", b"{}", "task: must be present"),
+        ("full-0.safetensors", b"cut", "full-0.safetensors: .*full-0.json"),
+        ("full-0.safetensors", None, "full-0.safetensors"),
+    ],
+)
+def test_a_damaged_comparison_is_named_by_verify_and_list(
+    side_by_side: ArtifactStore, tmp_path: Path, file: str, data: bytes | None, said: str
+) -> None:
+    root = copied(side_by_side, tmp_path)
+    place = root / ".comparisons" / "digits" / file
+    if data is None:
+        place.unlink()
+    else:
+        place.write_bytes(data)
+    (finding,) = ArtifactStore.open(root).verify()
+    assert re.search(said, finding.problem)
+    assert ArtifactStore.open(root).verify("digits") == [finding]
+    result = run("list", "--store", root)
+    assert result.exit_code == 0
+    assert f"note: {finding.problem[:40]}" in result.stderr
+
+
+def test_a_record_under_another_name_is_no_comparison(
+    side_by_side: ArtifactStore, tmp_path: Path
+) -> None:
+    root = copied(side_by_side, tmp_path)
+    folder = root / ".comparisons" / "digits"
+    (folder / "vpt-deep-0.json").rename(folder / "other.json")
+    assert [each.name for each in comparisons(root)] == ["full-0"]
+    (finding,) = ArtifactStore.open(root).verify()
+    assert "must be that of digits/other, it states digits/vpt-deep-0" in finding.problem
+
+
+def test_a_comparison_is_removed_with_its_checkpoint(
+    side_by_side: ArtifactStore, tmp_path: Path
+) -> None:
+    root = copied(side_by_side, tmp_path)
+    for name in ("full-0", "vpt-deep-0"):
+        result = run("remove", "digits", name, "--store", root)
+        assert result.exit_code == 0, result.output
+    assert not (root / ".comparisons" / "digits").exists()
+    assert ArtifactStore.open(root).versions("digits") == side_by_side.versions("digits")
+
+
+def test_what_is_trained_again_replaces_nothing(
+    side_by_side: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copied(side_by_side, tmp_path)
+    monkeypatch.setattr(pipeline, "load_task", lambda spec, seed: make_task())
+    use_small_backbone(monkeypatch)
+    again = {"epochs": 1, "batch_size": 12, "store": root}
+    (outcome,) = train("digits", method="vpt-deep", **again)
+    assert outcome.name == "vpt-deep-0-2"
+    assert {each.name: each.epochs for each in comparisons(root)} == {
+        "full-0": 2,
+        "vpt-deep-0": 2,
+        "vpt-deep-0-2": 1,
+    }
+    for method in ("lora", "adapter"):
+        with pytest.raises(StoreError, match="must be new, a comparison has this name"):
+            train("digits", method=method, version="full-0", **again)
+
+
+def test_what_differs_is_told_of_comparisons_too(
+    side_by_side: ArtifactStore, tmp_path: Path
+) -> None:
+    root = copied(side_by_side, tmp_path)
+    place = root / ".comparisons" / "digits" / "vpt-deep-0.json"
+    record = json.loads(place.read_text())
+    place.write_text(json.dumps({**record, "data": "photos", "seed": 4}))
+    found = compare(["digits/v1", "digits/vpt-deep-0"], store=root, measure=False)
+    told = {each.what: each.values for each in found.differences}
+    assert told == {
+        "method": ("lora", "vpt-deep"),
+        "seed": ("0", "4"),
+        "data": ("digits", "photos"),
+    }
+    assert found.notes == ("digits/vpt-deep-0: its accuracies are those on photos",)
+    alike = compare(["digits/full-0", "digits/v1"], store=root, measure=False)
+    assert [each.what for each in alike.differences] == ["method"]

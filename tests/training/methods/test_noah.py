@@ -14,7 +14,7 @@ from torch import Tensor
 from glora_deploy.errors import NotInStoreError
 from glora_deploy.store.comparisons import comparisons
 from glora_deploy.store.store import ArtifactStore
-from glora_deploy.training import pipeline
+from glora_deploy.training import pipeline, train
 from glora_deploy.training.attached_network import AttachedNetwork, blocks_of, build_attached
 from glora_deploy.training.config import RunConfig, SearchConfig, TrainConfig
 from glora_deploy.training.method import AttachedMethod, SizedMethod, Sizes
@@ -202,3 +202,25 @@ def test_it_is_searched_within_the_limit_and_kept_for_comparison(
         ArtifactStore.open(root).get("digits", "noah-0")
     (again,) = run(replace(config, version="again"), root, lambda *progress: None)
     assert (again.val_accuracy, again.n_parameters) == (outcome.val_accuracy, outcome.n_parameters)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("noah", r"ranks 99999 would train [\d,]+ numbers, at most 1,073,741,824"),
+        ("lora", "ranks must be at most 48 here"),
+        ("glora", "ranks must be at most 48 here"),
+        ("repadapter", "ranks must be at most 48 here"),
+    ],
+)
+def test_a_rank_that_nothing_can_have_is_refused_before_it_takes_memory(
+    method: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_small_backbone(monkeypatch)
+    # Two blocks of 48 would still be trainable; a wide one is not.
+    if method == "noah":
+        monkeypatch.setattr(pipeline, "MAX_TRAINED", 2**20)
+        said = said.replace("1,073,741,824", "1,048,576")
+    with pytest.raises(SettingError, match=said):
+        train("digits", method=method, ranks=[99_999], store=tmp_path / "artifacts")
+    assert not (tmp_path / "artifacts").exists()
