@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from glora_deploy.backbones.load import Backbone
@@ -108,46 +108,35 @@ def extract_full(
             down, up = truncated(changes[layer], ranks[layer])
             parts[layer] = Part({"B_d": down, "B_u": up}, parts[layer].bias)
         report(len(matrices) + done, 2 * len(matrices))
-    origin: dict[str, Any] = {"extracted_from": tuned.where}
-    origin |= {
-        name: value
-        for name, value in (
-            ("energy", choice.energy),
-            ("budget_bytes", choice.budget_bytes),
-            ("rank", choice.rank),
-        )
-        if value is not None
+    changed = {
+        Place(layer): part
+        for layer, part in parts.items()
+        if part.supports or part.bias is not None
     }
+    origin = _origin(tuned, choice)
+    imported = assemble(target, changed, tuned.head, where=tuned.where, origin=origin)
+    told = tuple(_told(layer, each, ranks[layer]) for layer, each in spectra.items())
+    total = sum(each.energy for each in spectra.values())
+    kept = sum(each.energy * spectra[each.name].energy for each in told)
+    return Extraction(imported, told, kept / total if total else 1.0)
+
+
+def _origin(tuned: Tuned, choice: Choice) -> dict[str, Any]:
+    """What the manifest says of where it came from, and what decided on its size."""
+    origin: dict[str, Any] = {"extracted_from": tuned.where}
+    origin |= {name: value for name, value in asdict(choice).items() if value is not None}
     if tuned.left_out:
         origin["left_out"] = list(tuned.left_out)
-    imported = assemble(
-        target,
-        {
-            Place(layer): part
-            for layer, part in parts.items()
-            if part.supports or part.bias is not None
-        },
-        tuned.head,
-        where=tuned.where,
-        origin=origin,
-    )
-    kept = {
-        layer: float((each.values[: ranks[layer]] ** 2).sum()) for layer, each in spectra.items()
-    }
-    total = sum(each.energy for each in spectra.values())
-    return Extraction(
-        imported,
-        tuple(
-            ExtractedLayer(
-                layer,
-                ranks[layer],
-                tuple(each.rank_for(share) for share in SHARES),
-                len(each.values),
-                kept[layer] / each.energy,
-            )
-            for layer, each in spectra.items()
-        ),
-        sum(kept.values()) / total if total else 1.0,
+    return origin
+
+
+def _told(layer: str, spectrum: Spectrum, rank: int) -> ExtractedLayer:
+    return ExtractedLayer(
+        name=layer,
+        rank=rank,
+        needed=tuple(spectrum.rank_for(share) for share in SHARES),
+        full=len(spectrum.values),
+        energy=float((spectrum.values[:rank] ** 2).sum()) / spectrum.energy,
     )
 
 
