@@ -38,6 +38,17 @@ def test_a_system_that_tells_no_peak_is_no_failure(
     assert peak.n_bytes is None
 
 
+def test_a_system_that_keeps_the_old_peak_tells_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "status").write_text("VmHWM:  900000 kB\nVmRSS:  100000 kB\n")
+    monkeypatch.setattr(cost, "_RESET", tmp_path / "reset")
+    monkeypatch.setattr(cost, "_STATUS", tmp_path / "status")
+    with peak_memory(CPU) as peak:
+        pass
+    assert peak.n_bytes is None
+
+
 class Counted(nn.Module):
     """Counts its calls, and notes whose turn it was."""
 
