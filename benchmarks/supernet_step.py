@@ -23,7 +23,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from glora_deploy.backbones.load import load_backbone
@@ -38,19 +37,11 @@ N_CLASSES = 10
 RANK = 8
 
 
-def dense_forward(self: GloraLayer, x: Tensor) -> Tensor:
-    """With the effective weight as a tensor of the graph."""
-    effective = {"weight": self.weight}
-    if (bias := self.bias) is not None:
-        effective["bias"] = bias
-    return cast(Tensor, functional_call(self.base, effective, (x,)))
-
-
 @contextmanager
 def dense() -> Iterator[None]:
     """Every layer of every supernet computes densely."""
     own = GloraLayer.forward
-    GloraLayer.forward = dense_forward  # type: ignore[method-assign]
+    GloraLayer.forward = GloraLayer.dense_forward  # type: ignore[method-assign]
     try:
         yield
     finally:

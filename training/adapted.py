@@ -73,6 +73,26 @@ class Adapted(ABC, Generic[Candidate]):
         """``layer.weight`` and ``layer.bias`` of every adapted layer, as the backbone has them."""
 
 
+class Unmergeable(Adapted[Candidate]):
+    """A trained network of which no layer is adapted, so that there is nothing to merge.
+
+    Args:
+        model: Trained in place.
+        classifier: As ``Adapted`` has it.
+    """
+
+    def __init__(self, model: nn.Module, classifier: tuple[str, ...]) -> None:
+        super().__init__(model, {}, classifier)
+
+    def supports(self, subnet: Candidate) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def frozen(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
 def build_frozen(
     backbone: Backbone, n_classes: int, config: TrainConfig, *, seed: int
 ) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,15 +11,16 @@ from torch import Tensor, nn
 from glora_deploy.backbones.load import Backbone
 from glora_deploy.glora.forms import Subnet
 
-from .adapted import Adapted, build_frozen, generator_of
+from .adapted import Unmergeable, build_frozen, generator_of
 from .config import TrainConfig
 from .folded_network import started
 from .method import AttachedMethod, Blocks
+from .search import Candidate
 from .setting_error import SettingError
 
 
-class AttachedNetwork(Adapted[Subnet]):
-    """A frozen network and what an attached method trains in it; it adapts no layer.
+class HookedNetwork(Unmergeable[Candidate]):
+    """A frozen network and what an attached method trains in it.
 
     Args:
         model: Frozen but for its classifier; gets the method's hooks.
@@ -39,31 +41,32 @@ class AttachedNetwork(Adapted[Subnet]):
         config: TrainConfig,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(model, {}, classifier)
-        self.subnet = Subnet({})
-        blocks = blocks_of(model, method)
+        super().__init__(model, classifier)
+        self.blocks = blocks_of(model, method)
         device = next(model.parameters()).device
         self._parts = {
             name: nn.Parameter(started(part, generator).to(device))
-            for name, part in method.parts(blocks, config).items()
+            for name, part in method.parts(self.blocks, config).items()
         }
-        method.attach(model, blocks, self._parts, config)
+        method.attach(model, self.blocks, self._seen_by_hooks(), config)
+
+    def _seen_by_hooks(self) -> Mapping[str, Tensor]:
+        """What a hook gets when it asks for a tensor by name."""
+        return self._parts
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The method's tensors and the classifier, by name."""
         own = {k: v for k, v in self.model.named_parameters() if v.requires_grad}
         return {**self._parts, **own}
 
+
+class AttachedNetwork(HookedNetwork[Subnet]):
+    """All of what an attached method trains; there is nothing to choose."""
+
+    subnet = Subnet({})
+
     def take(self, subnet: Subnet) -> None:
         """There is nothing to choose."""
-
-    def supports(self, subnet: Subnet) -> dict[str, Tensor]:
-        """None: nothing of it can be merged."""
-        return {}
-
-    def frozen(self) -> dict[str, Tensor]:
-        """None: no layer is adapted."""
-        return {}
 
 
 def build_attached(

@@ -24,6 +24,7 @@ from glora_deploy.store.default_place import DEFAULT_STORE
 
 from .config import DeviceName, Schedule
 from .config_file import take_config
+from .method import WholeMethod
 from .methods import METHODS
 from .options import choice, parse_count, parse_numbers, parsed, wrong_settings
 
@@ -402,7 +403,7 @@ def _print(outcomes: list[Outcome], store: Path, *, make_current: bool) -> None:
     for o in outcomes:
         if o.artifact is None:
             told = "nothing of it can be stored or served: see docs/methods.md"
-            if METHODS[o.method].keeps_checkpoint:
+            if isinstance(METHODS[o.method], WholeMethod):
                 told = "no delta; glora extract makes one of its checkpoint: see docs/extract.md"
             stdout.print(f"{o.name}: a comparison alone, {told}", soft_wrap=True)
         elif o.as_searched:

@@ -85,8 +85,6 @@ class Method(ABC):
     """Peak learning rate of the short schedule if nobody says otherwise; None for that of all."""
     adapts_layers: ClassVar[bool] = True
     """Whether it matters to it which layers are chosen."""
-    keeps_checkpoint: ClassVar[bool] = False
-    """Whether its network is kept whole, for want of a delta."""
     searches: ClassVar[bool] = False
     """Whether a supernet is trained, and its best subnet searched."""
 
@@ -155,9 +153,7 @@ class ComparedMethod(Method):
 
 
 class WholeMethod(ComparedMethod):
-    """A method that trains the network's own weights, all of them."""
-
-    keeps_checkpoint = True
+    """A method that trains the network's own weights, all of them; the network is kept."""
 
 
 class AttachedMethod(ComparedMethod):

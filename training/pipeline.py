@@ -24,7 +24,7 @@ from glora_deploy.glora.forms import LayerShape
 from glora_deploy.store.artifact import Artifact
 from glora_deploy.store.companions import COMPANIONS, HISTORY, RUN_SETTINGS
 from glora_deploy.store.comparisons import (
-    Comparison,
+    ComparisonRecord,
     free_name,
     has_comparison,
     write_comparison,
@@ -382,7 +382,7 @@ def _compare(
     if name is None:
         name = free_name(store.root, config.task, method.name, config.seed)
     job.folder.write("stored", {**_stored(job.folder), method.name: name})
-    record = Comparison(
+    record = ComparisonRecord(
         task=config.task,
         name=name,
         created=utc_now(),

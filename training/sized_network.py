@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from glora_deploy.backbones.load import Backbone
 
-from .adapted import Adapted, build_frozen, generator_of
-from .attached_network import blocks_of
+from .adapted import build_frozen, generator_of
+from .attached_network import HookedNetwork
 from .config import TrainConfig
-from .folded_network import started
 from .method import SizedMethod, Sizes
 from .search import Genome
 
@@ -47,18 +46,18 @@ class SizeSpace:
         return {name: each[i] for (name, each), i in zip(options, genome, strict=True)}
 
 
-class SizedNetwork(Adapted[Sizes]):
-    """A frozen network and what a sized method trains in it; it adapts no layer.
+class SizedNetwork(HookedNetwork[Sizes]):
+    """What a sized method trains, of which ``take`` says how much is used.
 
     Args:
-        model: Frozen but for its classifier; gets the method's hooks.
-        classifier: As ``Adapted`` has it.
-        method: What is attached.
-        config: As the method takes it.
-        generator: Draws what the tensors start from.
+        model: As ``HookedNetwork`` has it, like all that follow.
+        classifier: As there.
+        method: As there.
+        config: As there.
+        generator: As there.
 
     Raises:
-        SettingError: If it has no blocks that the method could be attached to.
+        SettingError: As ``HookedNetwork``.
     """
 
     def __init__(
@@ -69,39 +68,24 @@ class SizedNetwork(Adapted[Sizes]):
         config: TrainConfig,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(model, {}, classifier)
-        blocks = blocks_of(model, method)
-        self.space = SizeSpace(method.choices(blocks, config))
-        self._sizes = self.space.largest()
-        device = next(model.parameters()).device
-        self._parts = {
-            name: nn.Parameter(started(part, generator).to(device))
-            for name, part in method.parts(blocks, config).items()
-        }
-        method.attach(model, blocks, _Taken(self._parts, method, self._sizes), config)
+        self._method = method
+        self._sizes: Sizes = {}
+        super().__init__(model, classifier, method, config, generator)
+        self.space = SizeSpace(method.choices(self.blocks, config))
+        self.take(self.space.largest())
+
+    def _seen_by_hooks(self) -> Mapping[str, Tensor]:
+        return _Taken(self._parts, self._method, self._sizes)
 
     @property
     def genes(self) -> SizeSpace:
         """What a search chooses from."""
         return self.space
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The method's tensors and the classifier, by name."""
-        own = {k: v for k, v in self.model.named_parameters() if v.requires_grad}
-        return {**self._parts, **own}
-
     def take(self, subnet: Sizes) -> None:
         """As ``Adapted.take``."""
-        self.space.encode(subnet)
+        self.space.encode(subnet)  # which refuses sizes that are not on offer
         self._sizes.update(subnet)
-
-    def supports(self, subnet: Sizes) -> dict[str, Tensor]:
-        """None: nothing of it can be merged."""
-        return {}
-
-    def frozen(self) -> dict[str, Tensor]:
-        """None: no layer is adapted."""
-        return {}
 
 
 class _Taken(Mapping[str, Tensor]):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glora_deploy.backbones.load import Backbone
 from glora_deploy.glora.forms import Subnet
 
-from .adapted import Adapted, build_frozen
+from .adapted import Unmergeable, build_frozen
 from .config import TrainConfig
 
 
-class WholeNetwork(Adapted[Subnet]):
+class WholeNetwork(Unmergeable[Subnet]):
     """A vanilla network with nothing frozen; it has one subnet, and adapts no layer.
 
     Args:
@@ -21,7 +21,7 @@ class WholeNetwork(Adapted[Subnet]):
     """
 
     def __init__(self, model: nn.Module, classifier: tuple[str, ...]) -> None:
-        super().__init__(model.requires_grad_(True), {}, classifier)
+        super().__init__(model.requires_grad_(True), classifier)
         self.subnet = Subnet({})
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -30,14 +30,6 @@ class WholeNetwork(Adapted[Subnet]):
 
     def take(self, subnet: Subnet) -> None:
         """There is nothing to choose."""
-
-    def supports(self, subnet: Subnet) -> dict[str, Tensor]:
-        """None: what was trained are the weights themselves."""
-        return {}
-
-    def frozen(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
 
 def build_whole(

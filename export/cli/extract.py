@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glora_deploy.backbones.input_size import parse_size
 from glora_deploy.byte_size import to_bytes
 from glora_deploy.console import (
     one_line_errors,
@@ -34,10 +33,17 @@ from glora_deploy.store.default_place import DEFAULT_STORE
 
 from ..importers.extract_choice import Choice
 from .each_task import UNCHANGED
+from .given_backbone import (
+    DEFAULT_BACKBONE,
+    BackboneNameOption,
+    InputSizeOption,
+    require_named,
+)
 from .options import CheckpointOption
 
 if TYPE_CHECKING:
-    from glora_deploy.backbones.load import Backbone
+    from collections.abc import Sequence
+
     from glora_deploy.store.artifact import Artifact
 
     from ..importers.agreement import Agreement
@@ -62,17 +68,9 @@ def extract(
         ),
     ],
     task: Annotated[str, typer.Option(help="Task to store it as.", callback=named("task"))],
-    backbone: Annotated[
-        str, typer.Option(help="timm name of the backbone it was tuned from.")
-    ] = "vit_base_patch16_224",
+    backbone: BackboneNameOption = DEFAULT_BACKBONE,
     checkpoint: CheckpointOption = None,
-    input_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Side of the input in pixels, or HEIGHTxWIDTH, if not the model's own.",
-        ),
-    ] = None,
+    input_size: InputSizeOption = None,
     store: StoreOption = DEFAULT_STORE,
     energy: Annotated[
         float | None,
@@ -156,6 +154,8 @@ def extract(
             if (energy, budget_bytes, rank) == (None, None, None):
                 energy = DEFAULT_ENERGY
             choice = Choice(energy=energy, budget_bytes=budget_bytes, rank=rank)
+        size = require_named(backbone, checkpoint, input_size)
+        from glora_deploy.backbones.load import load_backbone
         from glora_deploy.evaluation.labelled_images import load_images
         from glora_deploy.store.store import ArtifactStore
 
@@ -170,11 +170,11 @@ def extract(
         names = read_names(labels) if labels else None
         if names is None and images is not None:
             names = images.classes
-        loaded = _backbone(backbone, checkpoint, input_size)
+        loaded = load_backbone(backbone, checkpoint=checkpoint, input_size=size)
         tuned = read_full(source, loaded)
         if not leave_out:
             require_all(tuned)
-        _require_names(tuned, loaded, names, "--labels" if labels else "--data")
+        _require_names(tuned, names, "--labels" if labels else "--data")
         with progress_bars(quiet=quiet) as bars:
             show = ImageBars(bars).show
             found = extract_full(tuned, loaded, choice, report=partial(show, "decompose"))
@@ -216,30 +216,12 @@ def extract(
             )
 
 
-def _backbone(name: str, checkpoint: Path | None, input_size: str | None) -> Backbone:
-    from glora_deploy.backbones.checkpoint_name import require_recordable
-    from glora_deploy.backbones.load import load_backbone, outline
-
-    with wrong_usage_of("--input-size"):
-        size = parse_size(input_size) if input_size else None
-    with wrong_usage_of("--backbone"):
-        outline(name)
-    if size is not None:
-        with wrong_usage_of("--input-size"):
-            outline(name, input_size=size)
-    if checkpoint is not None:
-        with wrong_usage_of("--checkpoint"):
-            require_recordable(checkpoint)
-    return load_backbone(name, checkpoint=checkpoint, input_size=size)
-
-
-def _require_names(tuned: Tuned, backbone: Backbone, names: object, given: str) -> None:
+def _require_names(tuned: Tuned, names: Sequence[str] | None, given: str) -> None:
     """Refuse another number of class names before minutes go into decompositions."""
-    n_classes = len(tuned.head[f"{backbone.classifier[0]}.weight"])
-    if isinstance(names, list | tuple) and len(names) != n_classes:
+    if names is not None and len(names) != tuned.n_classes:
         raise ValueError(
-            f"{given} must have one name for each of the {n_classes} classes of {tuned.where}, got "
-            f"{len(names)}"
+            f"{given} must have one name for each of the {tuned.n_classes} classes of "
+            f"{tuned.where}, got {len(names)}"
         )
 
 

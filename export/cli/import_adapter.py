@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glora_deploy.backbones.input_size import parse_size
-from glora_deploy.console import one_line_errors, stdout, wrong_usage_of
+from glora_deploy.console import one_line_errors, stdout
 from glora_deploy.data.text_file import read_names
 from glora_deploy.options import CurrentOption, QuietOption, StoreOption, named
 from glora_deploy.program import examples
@@ -17,6 +16,12 @@ from glora_deploy.store.default_place import DEFAULT_STORE
 from glora_deploy.store.store import ArtifactStore
 
 from .each_task import UNCHANGED
+from .given_backbone import (
+    DEFAULT_BACKBONE,
+    BackboneNameOption,
+    InputSizeOption,
+    require_named,
+)
 from .options import CheckpointOption, RevisionOption, TokenOption
 from .progress import steps
 
@@ -38,17 +43,9 @@ def import_adapter(
         typer.Argument(help="PEFT folder or user/name on the Hub, or a .pt of the GLoRA authors."),
     ],
     task: Annotated[str, typer.Option(help="Task to store it as.", callback=named("task"))],
-    backbone: Annotated[
-        str, typer.Option(help="timm name of the backbone it was trained on.")
-    ] = "vit_base_patch16_224",
+    backbone: BackboneNameOption = DEFAULT_BACKBONE,
     checkpoint: CheckpointOption = None,
-    input_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Side of the input in pixels, or HEIGHTxWIDTH, if not the model's own.",
-        ),
-    ] = None,
+    input_size: InputSizeOption = None,
     store: StoreOption = DEFAULT_STORE,
     subnet: Annotated[
         Path | None, typer.Option(help="With a .pt: file that says which subnet to take.")
@@ -70,22 +67,12 @@ def import_adapter(
     weights that PEFT merges to; other methods are refused with the reason.
     """
     with one_line_errors(UNCHANGED):
-        with wrong_usage_of("--input-size"):
-            size = parse_size(input_size) if input_size else None
         _require_subnet(source, subnet)
-        from glora_deploy.backbones.checkpoint_name import require_recordable
-        from glora_deploy.backbones.load import load_backbone, outline
+        size = require_named(backbone, checkpoint, input_size)
+        from glora_deploy.backbones.load import load_backbone
 
         from ..importers.assemble import store_import
 
-        with wrong_usage_of("--backbone"):
-            outline(backbone)
-        if size is not None:
-            with wrong_usage_of("--input-size"):
-                outline(backbone, input_size=size)
-        if checkpoint is not None:
-            with wrong_usage_of("--checkpoint"):
-                require_recordable(checkpoint)
         with steps(task, quiet) as on_step:
             # Fetching a backbone takes long: what can be wrong without one is found before.
             on_step("reading the adapter")

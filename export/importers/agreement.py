@@ -56,11 +56,10 @@ class Networks:
 
     def __init__(self, backbone: Backbone, tuned: Tuned, imported: Imported) -> None:
         self._backbone = backbone
-        n_classes = len(tuned.head[f"{backbone.classifier[0]}.weight"])
-        self.tuned = backbone.build(n_classes)
+        self.tuned = backbone.build(tuned.n_classes)
         state = {name: torch.from_numpy(values) for name, values in tuned.tensors.items()}
         self.tuned.load_state_dict(state, strict=False)  # BatchNorm's counters apart
-        self.merged = backbone.build(n_classes)
+        self.merged = backbone.build(tuned.n_classes)
         tensors = {name: torch.from_numpy(values) for name, values in imported.tensors.items()}
         head = {name: tensors.pop(name) for name in tuned.head}
         self.merged.load_state_dict(head, strict=False)

@@ -84,7 +84,7 @@ def extract_full(
     Raises:
         ValueError: If the budget does not hold what is stored whole.
     """
-    target = Target(backbone, len(tuned.head[f"{backbone.classifier[0]}.weight"]))
+    target = Target(backbone, tuned.n_classes)
     changes = {layer: tuned.layers[layer][0] - target.weight(layer) for layer in target.shapes}
     parts = {layer: _whole(target, tuned, layer, change) for layer, change in changes.items()}
     matrices = [

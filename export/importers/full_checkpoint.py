@@ -40,6 +40,8 @@ class Tuned:
     layers: dict[str, tuple[Array, Array | None]]
     """Weight ``(d_out, d_in)`` and bias ``(d_out,)`` that each layer would need for the backbone
     to become this network, float64."""
+    n_classes: int
+    """Rows of the classifier."""
     left_out: dict[str, float]
     """What no layer can take over, and the norm of its change over its own norm."""
 
@@ -70,7 +72,8 @@ def read_full(checkpoint: Path | str, backbone: Backbone) -> Tuned:
         if not np.isfinite(values).all():
             raise NonFiniteError(f"{where}: {name} must be finite, it is not")
     head = {name: values for name, values in tensors.items() if name.startswith(heads)}
-    target = Target(backbone, len(head[f"{backbone.classifier[0]}.weight"]))
+    n_classes = len(head[f"{backbone.classifier[0]}.weight"])
+    target = Target(backbone, n_classes)
     wide = {name: values.astype(np.float64) for name, values in tensors.items()}
     taken: set[str] = set(head)
     layers = {}
@@ -80,7 +83,7 @@ def read_full(checkpoint: Path | str, backbone: Backbone) -> Tuned:
         layers[layer] = (weight.reshape(len(weight), -1), bias)
     _fold_scales(layers, wide, backbone, taken)
     _fold_statistics(layers, wide, target, taken)
-    return Tuned(where, tensors, head, layers, _left_out(wide, backbone, taken))
+    return Tuned(where, tensors, head, layers, n_classes, _left_out(wide, backbone, taken))
 
 
 def _require_network(

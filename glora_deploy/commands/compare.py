@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import one_line_errors, print_table, progress_bars, stderr, stdout, wrong_usage_of
+from ..cost_cells import cost_cells
 from ..image_bars import ImageBars
 from ..options import JsonOption, QuietOption, StoreOption, complete_task_or_version
 from ..program import examples
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..evaluation.compare_versions import ComparedVersion, Comparison
-    from ..store.comparisons import Comparison as Kept
+    from ..store.comparisons import ComparisonRecord
     from ..store.cost_record import CostRecord
 
 
@@ -202,7 +203,7 @@ def _cells(each: ComparedVersion) -> tuple[str, ...]:
     return (*recorded, *measured, *against, *sizes, *_costs(each.cost))
 
 
-def _cells_of_other(each: Kept) -> tuple[str, ...]:
+def _cells_of_other(each: ComparisonRecord) -> tuple[str, ...]:
     """Of a training that left no version."""
     recorded = (
         each.method,
@@ -218,14 +219,8 @@ def _cells_of_other(each: Kept) -> tuple[str, ...]:
 
 
 def _costs(cost: CostRecord | None, *, merges: bool = True) -> tuple[str, str, str]:
-    if cost is None:
-        return "", "", ""
-    peak = cost.peak_memory_bytes
-    return (
-        "" if peak is None else f"{peak / 1e6:,.0f}",
-        f"{cost.merged_ms / cost.batch_size:,.2f}" if merges else "cannot merge",
-        f"{cost.unmerged_ms / cost.batch_size:,.2f} ({cost.slowdown:.2f}x)",
-    )
+    peak, merged, unmerged = cost_cells(cost, merges=merges)
+    return peak, merged, unmerged if cost is None else f"{unmerged} ({cost.slowdown:.2f}x)"
 
 
 def _where_timed(found: Comparison) -> Iterator[str]:

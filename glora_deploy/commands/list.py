@@ -18,7 +18,7 @@ from .sizes import artifacts_of, mb, merged_bytes
 
 if TYPE_CHECKING:
     from ..store.artifact import Artifact
-    from ..store.comparisons import Comparison
+    from ..store.comparisons import ComparisonRecord
     from ..store.store import ArtifactStore
 
 
@@ -54,7 +54,7 @@ def list_versions(
                 stderr.print(f"note: {problem}", soft_wrap=True)
 
 
-def _row_of(record: Comparison) -> tuple[str, ...]:
+def _row_of(record: ComparisonRecord) -> tuple[str, ...]:
     """One line of the table for a training that left no version."""
     return (
         f"{record.task}/{record.name}",

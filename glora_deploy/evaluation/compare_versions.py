@@ -15,7 +15,7 @@ from ..errors import (
     StoreError,
 )
 from ..store.artifact import Artifact
-from ..store.comparisons import Comparison as Kept, comparisons, read_comparison
+from ..store.comparisons import ComparisonRecord, comparisons, read_comparison
 from ..store.cost_record import CostRecord
 from ..store.history import read_history
 from ..store.manifest import Manifest
@@ -89,7 +89,7 @@ class Comparison:
     """Two or more trainings; the first version is what the others are compared with."""
 
     versions: tuple[ComparedVersion, ...]
-    others: tuple[Kept, ...]
+    others: tuple[ComparisonRecord, ...]
     """Trainings that left no version; of them only what is recorded can be told."""
     differences: tuple[Difference, ...]
     """What is not the same for all, each with one value for each version."""
@@ -200,7 +200,7 @@ def compare(
 
 
 def _notes_on(
-    others: Sequence[Kept], artifacts: Sequence[Artifact], images: LabelledImages | None
+    others: Sequence[ComparisonRecord], artifacts: Sequence[Artifact], images: LabelledImages | None
 ) -> list[str]:
     """What keeps the recorded figures of comparisons from being compared."""
     of_versions = {artifact.manifest.training.data for artifact in artifacts}
@@ -223,10 +223,10 @@ def _cost(store: StoreReader, artifact: Artifact) -> tuple[CostRecord | None, tu
 
 def _named(
     store: StoreReader, names: Sequence[str]
-) -> tuple[list[tuple[str, str]], tuple[Kept, ...]]:
+) -> tuple[list[tuple[str, str]], tuple[ComparisonRecord, ...]]:
     """Task and version of each version that is named, each once; and what has no version."""
     found: dict[tuple[str, str], None] = {}
-    others: dict[tuple[str, str], Kept] = {}
+    others: dict[tuple[str, str], ComparisonRecord] = {}
     for name in names:
         task, slash, version = name.partition("/")
         require_slug("task", task)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.check import SKIPPED_IMAGES
-from ..store.comparisons import Comparison
+from ..store.comparisons import ComparisonRecord
 from ..store.manifest import Manifest
 
 SUPPORTS = "ABCDE"
@@ -31,7 +31,7 @@ class Difference:
 
 
 def differences(
-    manifests: Sequence[Manifest], others: Sequence[Comparison] = ()
+    manifests: Sequence[Manifest], others: Sequence[ComparisonRecord] = ()
 ) -> tuple[Difference, ...]:
     """What differs, in the order of a manifest; what came out of the training is not looked at.
 
@@ -52,7 +52,7 @@ def differences(
     return tuple(found)
 
 
-def _facts_of_other(other: Comparison) -> dict[str, str]:
+def _facts_of_other(other: ComparisonRecord) -> dict[str, str]:
     return {
         "method": other.method,
         "epochs": _text(other.epochs),

@@ -142,6 +142,10 @@ class GloraLayer(nn.Module):
         if type(self.base).forward is nn.Linear.forward and torch.is_grad_enabled():
             a, b = (factors_of(self._values(s, self.paths[s]), s) for s in ("A", "B"))
             return linear_product(x, cast(Tensor, self.base.weight), self.bias, a, b)
+        return self.dense_forward(x, *args, **kwargs)
+
+    def dense_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The same, with the effective weight ``(d_out, ...)`` as a tensor of autograd's graph."""
         effective = {"weight": self.weight}
         if (bias := self.bias) is not None:
             effective["bias"] = bias

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..store.comparisons import Comparison
+from ..cost_cells import cost_cells
+from ..store.comparisons import ComparisonRecord
 from ..store.cost_record import CostRecord
 from ..store.manifest import Manifest
 from .blocks import Section, Table, percent
@@ -18,7 +19,7 @@ def versions_section(
     current: str | None,
     damaged: Sequence[str],
     costs: Mapping[str, CostRecord] | None = None,
-    others: Sequence[Comparison] = (),
+    others: Sequence[ComparisonRecord] = (),
 ) -> Section:
     """The table of versions.
 
@@ -74,12 +75,11 @@ def _row(
         f"{manifest.n_parameters:,}",
         f"{manifest.adapter.size_bytes / 1000:,.0f}",
         "" if training.seconds is None else f"{training.seconds:,.0f}",
-        *_costs(cost),
+        *cost_cells(cost),
     )
 
 
-def _row_of_other(other: Comparison) -> tuple[str, ...]:
-    merges = other.checkpoint is not None
+def _row_of_other(other: ComparisonRecord) -> tuple[str, ...]:
     return (
         f"{other.name} (comparison)",
         other.created[:10],
@@ -89,16 +89,5 @@ def _row_of_other(other: Comparison) -> tuple[str, ...]:
         f"{other.n_parameters:,}",
         "" if other.checkpoint is None else f"{other.checkpoint.size_bytes / 1000:,.0f}",
         f"{other.seconds:,.0f}",
-        *_costs(other.cost, merges=merges),
-    )
-
-
-def _costs(cost: CostRecord | None, *, merges: bool = True) -> tuple[str, str, str]:
-    if cost is None:
-        return "", "", ""
-    peak = cost.peak_memory_bytes
-    return (
-        "" if peak is None else f"{peak / 1e6:,.0f}",
-        f"{cost.merged_ms / cost.batch_size:.2f}" if merges else "cannot merge",
-        f"{cost.unmerged_ms / cost.batch_size:.2f}",
+        *cost_cells(other.cost, merges=other.checkpoint is not None),
     )

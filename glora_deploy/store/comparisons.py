@@ -28,7 +28,7 @@ MAX_BYTES = 64 * 2**10
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Comparison(Record):
+class ComparisonRecord(Record):
     """One training."""
 
     comparison_version: Literal[1] = 1
@@ -55,7 +55,7 @@ class Comparison(Record):
     """``NAME.safetensors`` beside the record: timm's state dict, where the network is vanilla."""
 
 
-def write_comparison(root: Path, record: Comparison, checkpoint: bytes | None = None) -> Path:
+def write_comparison(root: Path, record: ComparisonRecord, checkpoint: bytes | None = None) -> Path:
     """Keep a comparison; one of the same name is replaced.
 
     Args:
@@ -80,16 +80,16 @@ def write_comparison(root: Path, record: Comparison, checkpoint: bytes | None = 
     return place
 
 
-def read_comparison(root: Path, task: str, name: str) -> Comparison | None:
+def read_comparison(root: Path, task: str, name: str) -> ComparisonRecord | None:
     """A comparison; None if there is none of this name, or it cannot be read."""
     place = _place(root, task, name)
     with suppress(OSError, ArtifactError):
-        record = parse_record(Comparison, read_bytes(place, MAX_BYTES), str(place))
+        record = parse_record(ComparisonRecord, read_bytes(place, MAX_BYTES), str(place))
         return record if (record.task, record.name) == (task, name) else None
     return None
 
 
-def comparisons(root: Path) -> list[Comparison]:
+def comparisons(root: Path) -> list[ComparisonRecord]:
     """All that can be read, by task and name."""
     found = (read_comparison(root, place.parent.name, place.stem) for place in _places(root))
     return [each for each in found if each is not None]
@@ -128,7 +128,7 @@ def damaged_comparisons(root: Path) -> dict[tuple[str, str], str]:
     for place in _places(root):
         task, name = place.parent.name, place.stem
         try:
-            record = parse_record(Comparison, read_bytes(place, MAX_BYTES), str(place))
+            record = parse_record(ComparisonRecord, read_bytes(place, MAX_BYTES), str(place))
             if (record.task, record.name) != (task, name):
                 raise ArtifactError(
                     f"{place}: must be that of {task}/{name}, it states "
