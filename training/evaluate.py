@@ -12,10 +12,12 @@ from glora_deploy.glora.forms import Subnet
 from glora_deploy.merge.formula import merge_into
 
 from .adapted import Adapted
-from .search import Candidate
+from .search import Candidate, Score, Worthwhile
 from .split import Split
 
 EVAL_BATCH = 128
+SCORE_BATCH = 32
+"""Images between two looks at whether a network is still worth its evaluation."""
 
 
 @torch.inference_mode()
@@ -39,6 +41,30 @@ def accuracies(
         n_done += len(labels)
         report(n_done)
     return [int(count) / len(split) for count in correct]
+
+
+@torch.inference_mode()
+def score(
+    network: nn.Module, split: Split, worthwhile: Worthwhile = lambda accuracy: True
+) -> Score:
+    """Top-1 of a network, 0 to 1, given up once what it can still reach is not worthwhile.
+
+    A batch is drawn from all over the split, which may be in the order of its classes.
+
+    Args:
+        network: In eval mode, on the device of the split.
+        split: At least one example.
+        worthwhile: Asked after every batch.
+    """
+    n, n_batches, n_wrong, n_done = len(split), -(-len(split) // SCORE_BATCH), 0, 0
+    for first in range(n_batches):
+        labels = split.labels[first::n_batches]
+        answers = network(split.inputs(range(first, n, n_batches))).argmax(1)
+        n_wrong += int((answers != labels).sum())
+        n_done += len(labels)
+        if not worthwhile((n - n_wrong) / n):
+            break
+    return Score((n - n_wrong) / n, whole=n_done == n)
 
 
 class MergedNetwork:
@@ -68,7 +94,11 @@ class MergedNetwork:
 
     def accuracy(self, subnet: Subnet, split: Split) -> float:
         """Top-1 of a subnet, 0 to 1, evaluated as the vanilla network it merges into."""
-        return accuracies([self.become(subnet)], split)[0]
+        return score(self.become(subnet), split).fitness
+
+    def score(self, subnet: Subnet, split: Split, worthwhile: Worthwhile) -> Score:
+        """The same, given up as ``score`` says."""
+        return score(self.become(subnet), split, worthwhile)
 
 
 class UnmergedNetwork(Generic[Candidate]):
@@ -88,4 +118,8 @@ class UnmergedNetwork(Generic[Candidate]):
 
     def accuracy(self, candidate: Candidate, split: Split) -> float:
         """Top-1 of a candidate, 0 to 1."""
-        return accuracies([self.become(candidate)], split)[0]
+        return score(self.become(candidate), split).fitness
+
+    def score(self, candidate: Candidate, split: Split, worthwhile: Worthwhile) -> Score:
+        """The same, given up as ``score`` says."""
+        return score(self.become(candidate), split, worthwhile)

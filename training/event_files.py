@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,10 +78,9 @@ class EventFiles:
 
     def generation(self, generation: Sequence[Scored[Any]]) -> None:
         """The fitness of the subnets that are new in one generation of the search."""
-        values = [each.fitness for each in generation]
+        values = [each.fitness for each in generation if each.whole]
         self._fitness.append(max(values + self._fitness[-1:]))
-        scalars = {"best_so_far": self._fitness[-1], "mean": statistics.fmean(values)}
-        self._add(SEARCH, len(self._fitness), scalars)
+        self._add(SEARCH, len(self._fitness), {"best_so_far": self._fitness[-1]})
 
     def close(self) -> None:
         """Write what is still to be written."""

@@ -131,7 +131,9 @@ def _search_of(trained: Trained) -> SearchRecord | None:
 
 
 def _candidate(scored: Scored[Any]) -> CandidateRecord:
-    return CandidateRecord(n_parameters=scored.n_parameters, val_accuracy=scored.fitness)
+    return CandidateRecord(
+        n_parameters=scored.n_parameters, val_accuracy=scored.fitness, whole=scored.whole
+    )
 
 
 def require_storable(

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from glora_deploy.errors import ArtifactError, StoreError
-from glora_deploy.glora.forms import Subnet
 from glora_deploy.store.atomic_files import replace_file, scratch_folder
 
 from .checkpoint import Checkpoint
 from .run_lock import LOCK, hold, require_not_held
+from .search import Fitness, Score, Worthwhile
 
 IDENTITY = "run"
 """Name of the value that says what was asked for; removed last of all."""
@@ -265,14 +265,13 @@ class ScoreMemory:
         write_every: New scores between two writes.
     """
 
-    def __init__(
-        self, fitness: Callable[[Subnet], float], folder: RunFolder, write_every: int
-    ) -> None:
+    def __init__(self, fitness: Fitness[Any], folder: RunFolder, write_every: int) -> None:
         kept = folder.read("scores") or {"seconds": 0.0, "scores": {}}
         self._fitness = fitness
         self._folder = folder
         self._write_every = write_every
         self._scores: dict[str, float] = kept["scores"]
+        self._given_up: set[str] = set(kept.get("given_up", []))
         self._seconds_before: float = kept["seconds"]
         self._started = time.perf_counter()
 
@@ -281,15 +280,19 @@ class ScoreMemory:
         """Spent on the search, before an interruption and since."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def __call__(self, subnet: Subnet) -> float:
-        """The subnet's fitness, known or new."""
+    def __call__(self, subnet: Any, worthwhile: Worthwhile) -> Score:
+        """The subnet's score, known or new."""
         key = hashlib.sha256(str(subnet).encode()).hexdigest()
         if key not in self._scores:
-            self._scores[key] = self._fitness(subnet)
+            score = self._fitness(subnet, worthwhile)
+            self._scores[key] = score.fitness
+            if not score.whole:
+                self._given_up.add(key)
             if len(self._scores) % self._write_every == 0:
                 self.write()
-        return self._scores[key]
+        return Score(self._scores[key], key not in self._given_up)
 
     def write(self) -> None:
         """Keep every score known now; what follows the search may change the weights."""
-        self._folder.write("scores", {"seconds": self.seconds, "scores": self._scores})
+        kept = {"scores": self._scores, "given_up": sorted(self._given_up)}
+        self._folder.write("scores", {"seconds": self.seconds, **kept})

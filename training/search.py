@@ -3,7 +3,8 @@
 Grown from the authors' ``GLoRA/evolution.py`` (arXiv:2306.07967, section 3.2), with these
 differences on purpose: a parameter limit cannot hang the search (bounded tries, then repair), the
 last generation is ranked too, ties go to the candidate with fewer parameters, none is scored
-twice, and there may be any number of layers. What a candidate is, is the business of its genes.
+twice, one that can no longer rank need not be scored to its end, and there may be any number of
+layers. What a candidate is, is the business of its genes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from glora_deploy.glora.forms import Form, LayerForms, SearchSpace, Subnet, Support
 
@@ -25,6 +26,22 @@ Genome = tuple[int, ...]
 """Index of the option taken by each gene; a larger index stores fewer numbers."""
 
 Candidate = TypeVar("Candidate")
+
+
+class Score(NamedTuple):
+    """What scoring a candidate came to."""
+
+    fitness: float
+    """Larger is better; the most that it could still reach, where it was given up."""
+    whole: bool = True
+    """Whether it was scored to its end."""
+
+
+Worthwhile = Callable[[float], bool]
+"""Whether a candidate of this fitness would be among the best known."""
+Fitness = Callable[[Candidate, Worthwhile], Score]
+"""Scores a candidate, and may give it up as soon as the most that it can still reach is not
+worthwhile: it would not rank, so that the search takes the same way as with its whole score."""
 
 
 class Genes(Protocol[Candidate]):
@@ -82,9 +99,11 @@ class Scored(Generic[Candidate]):
 
     candidate: Candidate
     fitness: float
-    """Larger is better."""
+    """Larger is better; the most that it could still reach, where it was given up."""
     n_parameters: int
     """Numbers it stores, classifier excluded."""
+    whole: bool = True
+    """Whether it was scored to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +198,7 @@ class _Candidates:
 
 def evolve(
     genes: Genes[Candidate],
-    fitness: Callable[[Candidate], float],
+    fitness: Fitness[Candidate],
     config: SearchConfig,
     rng: random.Random,
     *,
@@ -194,7 +213,7 @@ def evolve(
 
     Args:
         genes: What candidates there are.
-        fitness: Scores one, larger is better; called once for each.
+        fitness: Called once for each.
         config: Sizes, probability and parameter limits.
         rng: Every draw comes from it.
         first: Candidates to put into the first population, repaired if they break a limit.
@@ -226,8 +245,14 @@ def evolve(
     ranking: list[Genome] = []
     for _ in range(config.generations + 1):
         for genome in population:
-            candidate = genes.decode(genome)
-            scored[genome] = Scored(candidate, fitness(candidate), candidates.cost(genome))
+            candidate, cost = genes.decode(genome), candidates.cost(genome)
+
+            def worthwhile(value: float, cost: int = cost) -> bool:
+                last = scored[ranking[-1]] if len(ranking) == config.top_k else None
+                return last is None or (-value, cost) < (-last.fitness, last.n_parameters)
+
+            score = fitness(candidate, worthwhile)
+            scored[genome] = Scored(candidate, score.fitness, cost, score.whole)
             ranking.append(genome)
             ranking.sort(key=lambda g: (-scored[g].fitness, scored[g].n_parameters))
             del ranking[config.top_k :]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -19,7 +18,7 @@ from .method import Method, SizedMethod
 from .pixels import Pixels
 from .run_folder import ScoreMemory
 from .schedule import Draw, draw_always, draw_largest_first, draw_uniform
-from .search import Genes, Scored, SearchResult, evolve
+from .search import Fitness, Genes, Scored, SearchResult, evolve
 from .sized_network import SizedNetwork, build_sized
 from .supernet import Supernet, build_supernet
 from .trainer import Trainer
@@ -45,7 +44,9 @@ def train_searched(job: Job) -> Trained:
     trainer.train(_draw(config.train, supernet), until=n_first)
     answering = _answering(job, supernet)
     memory = ScoreMemory(
-        lambda subnet: answering.accuracy(subnet, job.val), job.folder, search.population
+        lambda subnet, worthwhile: answering.score(subnet, job.val, worthwhile),
+        job.folder,
+        search.population,
     )
     result = _search(job, supernet, memory)
     search_s = memory.seconds
@@ -152,7 +153,7 @@ def _draw(train: TrainConfig, supernet: Searched) -> Draw:
     return make(supernet.space)
 
 
-def _search(job: Job, supernet: Searched, fitness: Callable[[Any], float]) -> SearchResult[Any]:
+def _search(job: Job, supernet: Searched, fitness: Fitness[Any]) -> SearchResult[Any]:
     config, search = job.config, job.search
     n_planned = search.population * (search.generations + 1)
 

@@ -166,7 +166,7 @@ def _search(
     report("search", 0, n_planned, "")
     return evolve(
         supernet.genes,
-        lambda subnet: merged.accuracy(subnet, val),
+        lambda subnet, worthwhile: merged.score(subnet, val, worthwhile),
         search,
         random.Random(f"{seed}/search"),
         first=[supernet.space.largest()],

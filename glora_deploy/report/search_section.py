@@ -41,11 +41,12 @@ def search_section(history: History | None, why_not: str) -> Section:
         ),
         alt=_in_words(search),
         caption=(
-            "First, the best validation accuracy known after each generation, and the mean of the "
-            "subnets that are new in it. Then every subnet that was measured, by the numbers "
-            "it stores; later generations are stronger in colour, and the ring is the one that was "
-            "chosen: the most accurate, and of equals the smallest. All are measured with the "
-            "weights that the supernet had then."
+            "First, the best validation accuracy known after each generation. Then every subnet "
+            "that was measured, by the numbers it stores; later generations are stronger in "
+            "colour, and the ring is the one that was chosen: the most accurate, and of equals the "
+            "smallest. An arrow down is one that was given up once it could no longer be among the "
+            "best: it is at most there. All are measured with the weights that the supernet had "
+            "then."
         ),
     )
     return Section(name="search", title=title, blocks=(figure,))
@@ -53,26 +54,27 @@ def search_section(history: History | None, why_not: str) -> Section:
 
 def _paint_progress(progress: Axes, search: SearchRecord) -> None:
     x = list(range(len(search.generations)))
-    progress.plot(x, search.best_so_far(), color=ACCENT, marker="o", markersize=4, label="best")
-    progress.plot(x, search.means(), color=MUTED, marker="o", markersize=4, label="mean")
+    progress.plot(x, search.best_so_far(), color=ACCENT, marker="o", markersize=4)
     progress.set_title("Progress")
     progress.set_xlabel("generation, 0 is random")
     progress.locator_params(axis="x", integer=True)
     in_percent(progress)
-    progress.legend(loc="best")
 
 
 def _paint_sizes(scatter: Axes, search: SearchRecord) -> None:
     last = max(len(search.generations) - 1, 1)
     for number, generation in enumerate(search.generations):
-        scatter.scatter(
-            [each.n_parameters for each in generation],
-            [each.val_accuracy for each in generation],
-            color=ACCENT,
-            alpha=0.25 + 0.6 * number / last,
-            s=22,
-            linewidths=0,
-        )
+        for whole, marker in ((True, "o"), (False, "v")):
+            shown = [each for each in generation if each.whole == whole]
+            scatter.scatter(
+                [each.n_parameters for each in shown],
+                [each.val_accuracy for each in shown],
+                color=ACCENT if whole else MUTED,
+                marker=marker,
+                alpha=0.25 + 0.6 * number / last,
+                s=22,
+                linewidths=0,
+            )
     chosen = search.chosen
     scatter.scatter(
         [chosen.n_parameters],
@@ -93,10 +95,11 @@ def _paint_sizes(scatter: Axes, search: SearchRecord) -> None:
 
 def _in_words(search: SearchRecord) -> str:
     n = sum(map(len, search.generations))
-    best, means = search.best_so_far(), search.means()
+    best = search.best_so_far()
+    given_up = sum(not each.whole for generation in search.generations for each in generation)
     return (
         f"Two plots of {count_of(n, 'subnet')} in {count_of(len(best), 'generation')}. The best "
-        f"validation accuracy rose from {percent(best[0])} to {percent(best[-1])}, the mean of a "
-        f"generation went from {percent(means[0])} to {percent(means[-1])}. Chosen was a subnet of "
+        f"validation accuracy rose from {percent(best[0])} to {percent(best[-1])}; "
+        f"{count_of(given_up, 'subnet')} could soon no longer rank. Chosen was a subnet of "
         f"{search.chosen.n_parameters:,} parameters with {percent(search.chosen.val_accuracy)}."
     )

@@ -5,7 +5,6 @@ It lies beside a version, as ``companions`` says; nothing that is computed depen
 
 from __future__ import annotations
 
-import statistics
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -82,7 +81,10 @@ class CandidateRecord(Record):
     n_parameters: Count
     """Numbers it stores, classifier excluded."""
     val_accuracy: Fraction
-    """Top-1 with the supernet's weights as they were."""
+    """Top-1 with the supernet's weights as they were; the most that it could still reach, where it
+    was given up."""
+    whole: bool = True
+    """Whether it was measured to its end, and not given up once it could no longer rank."""
 
 
 class SearchRecord(Record):
@@ -101,21 +103,18 @@ class SearchRecord(Record):
         """The best accuracy known after each generation."""
         found: list[float] = []
         for generation in self.generations:
-            best = max(each.val_accuracy for each in generation)
-            found.append(max(best, *found[-1:]) if found else best)
+            measured = [each.val_accuracy for each in generation if each.whole]
+            found.append(max(measured + found[-1:]))
         return found
-
-    def means(self) -> list[float]:
-        """Mean accuracy of each generation's subnets."""
-        return [
-            statistics.fmean(each.val_accuracy for each in generation)
-            for generation in self.generations
-        ]
 
     @model_validator(mode="after")
     def _chosen_is_one(self) -> SearchRecord:
         if not any(self.chosen in generation for generation in self.generations):
             raise ValueError("chosen must be one of the candidates")
+        if not self.chosen.whole:
+            raise ValueError("chosen must have been measured to its end")
+        if not any(each.whole for each in self.generations[0]):
+            raise ValueError("one of the first generation must have been measured to its end")
         return self
 
 

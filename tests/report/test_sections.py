@@ -95,13 +95,16 @@ def test_a_search_says_what_it_went_through() -> None:
 
     search = SearchRecord(
         seconds=1.0,
-        generations=(candidates(0.25, 0.5), candidates(0.75)),
+        generations=(
+            candidates(0.25, 0.5),
+            (*candidates(0.75), CandidateRecord(n_parameters=9, val_accuracy=0.4, whole=False)),
+        ),
         chosen=candidates(0.75)[0],
     )
     figure = figure_of(search_section(make_history(search=search), "").blocks)
-    assert "3 subnets in 2 generations" in figure.alt
+    assert "4 subnets in 2 generations" in figure.alt
     assert "rose from 50.0% to 75.0%" in figure.alt
-    assert "went from 37.5% to 75.0%" in figure.alt
+    assert "1 subnet could soon no longer rank" in figure.alt
     assert "1,075 parameters with 75.0%" in figure.alt
 
 

@@ -21,8 +21,8 @@ def epoch(number: int) -> dict[str, Any]:
     }
 
 
-def candidate(n_parameters: int, val_accuracy: float) -> dict[str, Any]:
-    return {"n_parameters": n_parameters, "val_accuracy": val_accuracy}
+def candidate(n_parameters: int, val_accuracy: float, *, whole: bool = True) -> dict[str, Any]:
+    return {"n_parameters": n_parameters, "val_accuracy": val_accuracy, "whole": whole}
 
 
 def make_history() -> dict[str, Any]:
@@ -74,11 +74,24 @@ def test_what_is_written_reads_back_as_the_same() -> None:
     assert History.from_json(told.to_json()) == told
 
 
-def test_a_search_tells_its_best_so_far_and_its_means() -> None:
+def test_a_search_tells_its_best_so_far() -> None:
     search = read(make_history()).search
     assert search is not None
     assert search.best_so_far() == [0.5, 0.5, 0.75]
-    assert search.means() == [0.375, 0.25, 0.5]
+
+
+def test_what_a_subnet_could_have_reached_is_no_accuracy_of_it() -> None:
+    given = make_history()
+    given["search"]["generations"][1] = [candidate(40, 0.9, whole=False)]
+    search = read(given).search
+    assert search is not None
+    assert search.best_so_far() == [0.5, 0.5, 0.75]
+
+
+def test_a_candidate_of_an_earlier_release_was_measured_to_its_end() -> None:
+    given = make_history()
+    del given["search"]["generations"][1][0]["whole"]
+    assert read(given) == read(make_history())
 
 
 @pytest.mark.parametrize(
@@ -96,6 +109,17 @@ def test_a_search_tells_its_best_so_far_and_its_means() -> None:
         (
             lambda h: h["stages"][0]["validations"].append({"after_epoch": 4, "accuracy": 0.5}),
             r"validations must be in order, up to epoch 3, got \[2, 3, 4\]",
+        ),
+        (
+            lambda h: (
+                h["search"].update(chosen=candidate(20, 0.75, whole=False)),
+                h["search"]["generations"][2].append(candidate(20, 0.75, whole=False)),
+            ),
+            "search: chosen must have been measured to its end",
+        ),
+        (
+            lambda h: [each.update(whole=False) for each in h["search"]["generations"][0]],
+            "search: one of the first generation must have been measured to its end",
         ),
         (lambda h: h["stages"][0]["validations"].reverse(), r"in order, up to epoch 3, got \[3, 2"),
         (lambda h: h["search"].update(generations=[]), "search.generations: "),

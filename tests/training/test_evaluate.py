@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from glora_deploy.glora.layer import GloraLayer
 from glora_deploy.glora.supernet_layers import set_subnet
 from glora_deploy.training.config import TrainConfig
-from glora_deploy.training.evaluate import MergedNetwork, accuracies
+from glora_deploy.training.evaluate import SCORE_BATCH, MergedNetwork, accuracies, score
 from glora_deploy.training.methods import METHODS
 from glora_deploy.training.pixels import Pixels
 from glora_deploy.training.supernet import Supernet, build_supernet
@@ -54,6 +54,38 @@ def test_accuracy_is_the_share_of_right_answers_from_0_to_1() -> None:
     # 200 images whose labels run 0, 1, 2, 0, 1, 2, ...
     assert found == [67 / 200, 67 / 200, 66 / 200]
     assert done == [128, 200]
+
+
+def test_a_score_is_the_accuracy_of_the_whole_split_batch_by_batch() -> None:
+    pixels = Pixels(make_images(200, seed=0), make_backbone().preprocessing, CPU)
+    reachable: list[float] = []
+
+    def worthwhile(accuracy: float) -> bool:
+        reachable.append(accuracy)
+        return True
+
+    assert score(Says(0), pixels, worthwhile) == (67 / 200, True)
+    assert score(Says(2), pixels) == (66 / 200, True)
+    assert len(reachable) == -(-200 // SCORE_BATCH)
+    assert reachable == sorted(reachable, reverse=True)
+    assert reachable[-1] == 67 / 200
+
+
+def test_a_network_is_given_up_once_what_it_can_reach_is_not_worthwhile() -> None:
+    pixels = Pixels(make_images(200, seed=0), make_backbone().preprocessing, CPU)
+    asked: list[float] = []
+
+    def worthwhile(accuracy: float) -> bool:
+        asked.append(accuracy)
+        return accuracy >= 0.8
+
+    found = score(Says(0), pixels, worthwhile)
+    assert not found.whole
+    assert found.fitness == asked[-1] < 0.8 <= asked[-2]
+    # Batches are drawn from all over the split, so each has as many wrong ones.
+    assert len(asked) == 3
+    last = score(Says(0), pixels, lambda accuracy: accuracy > 67 / 200)
+    assert last == (67 / 200, True)  # measured to its end, and not worthwhile
 
 
 @pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "test_resnet"])

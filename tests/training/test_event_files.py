@@ -87,7 +87,6 @@ def test_event_files_say_what_the_history_says(tmp_path: Path) -> None:
     assert search is not None
     assert read(place / "search") == {
         "best_so_far": float32(list(enumerate(search.best_so_far(), 1))),
-        "mean": float32(list(enumerate(search.means(), 1))),
     }
 
 
@@ -112,7 +111,7 @@ def test_a_run_gone_on_with_shows_every_epoch_once(tmp_path: Path, from_the_star
     (outcome,) = train(store, events)
     (stage,) = history(outcome).stages
     assert read(only_folder(events) / "training") == expected(stage)
-    assert len(read(only_folder(events) / "search")["mean"]) == 3
+    assert len(read(only_folder(events) / "search")["best_so_far"]) == 3
 
 
 def test_two_trainings_do_not_mix(tmp_path: Path) -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glora_deploy.store.history import History, read_history
 from glora_deploy.store.reader import StoreReader
-from glora_deploy.training import pipeline
+from glora_deploy.training import evaluate, pipeline
 from glora_deploy.training.config import RunConfig, Schedule, SearchConfig, TrainConfig
+from glora_deploy.training.evaluate import MergedNetwork
 from glora_deploy.training.pipeline import Outcome, run
+from glora_deploy.training.search import Score
 from tasks import make_task, use_small_backbone
 
 EPOCHS, BEFORE_SEARCH = 6, 3
@@ -88,6 +91,32 @@ def test_a_search_keeps_every_epoch_and_every_candidate(tmp_path: Path) -> None:
     assert search.chosen.n_parameters == outcome.n_parameters
     assert search.chosen.val_accuracy == search.best_so_far()[-1] == settings["search_accuracy"]
     assert search.seconds == outcome.search_s
+
+
+def test_giving_hopeless_subnets_up_changes_nothing_that_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "SCORE_BATCH", 2)
+    (quick,) = train(tmp_path / "quick")
+    monkeypatch.setattr(
+        MergedNetwork,
+        "score",
+        lambda self, subnet, split, worthwhile: Score(self.accuracy(subnet, split)),
+    )
+    (patient,) = train(tmp_path / "patient")
+    tensors, others = (
+        load_file(each.artifact.path / "adapter.safetensors") for each in (quick, patient)
+    )
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+    assert quick.val_accuracy == patient.val_accuracy
+    found, expected = (history(each).search for each in (quick, patient))
+    assert found is not None
+    assert expected is not None
+    assert found.chosen == expected.chosen
+    assert found.best_so_far() == expected.best_so_far()
+    assert not all(each.whole for generation in found.generations for each in generation)
+    assert all(each.whole for generation in expected.generations for each in generation)
 
 
 def test_a_search_after_all_epochs_measures_once(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from glora_deploy.training.checkpoint import state_of
 from glora_deploy.training.config import SearchConfig
 from glora_deploy.training.run_folder import RunFolder, ScoreMemory, open_run, require_startable
 from glora_deploy.training.run_lock import LOCK
-from glora_deploy.training.search import SubnetGenes, evolve
+from glora_deploy.training.search import Score, SubnetGenes, Worthwhile, evolve
+from scores import whole
 from stored_tasks import make_backbone
 
 SEARCH = SearchConfig(population=8, generations=3, top_k=3, mutations=4, crossovers=4)
@@ -54,7 +55,7 @@ def names(folder: Path) -> set[str]:
 
 def test_an_interrupted_search_goes_on_where_its_scores_were_last_kept(tmp_path: Path) -> None:
     space = make_space()
-    whole = evolve(SubnetGenes(space), fitness, SEARCH, random.Random(1))
+    uninterrupted = evolve(SubnetGenes(space), whole(fitness), SEARCH, random.Random(1))
     asked: list[Subnet] = []
 
     def failing(subnet: Subnet) -> float:
@@ -67,17 +68,34 @@ def test_an_interrupted_search_goes_on_where_its_scores_were_last_kept(tmp_path:
         keep_epochs(folder, 4)
         evolve(
             SubnetGenes(space),
-            ScoreMemory(failing, folder, write_every=8),
+            ScoreMemory(whole(failing), folder, write_every=8),
             SEARCH,
             random.Random(1),
         )
     assert len(asked) == 20
     with open_run(tmp_path, "digits", ASKED) as folder:
-        memory = ScoreMemory(failing, folder, write_every=8)
+        memory = ScoreMemory(whole(failing), folder, write_every=8)
         resumed = evolve(SubnetGenes(space), memory, SEARCH, random.Random(1))
-    assert resumed == whole
+    assert resumed == uninterrupted
     # 16 of the first 19 scores had been kept; the three after them were asked for again.
-    assert len(asked) == 20 + whole.n_evaluated - 16
+    assert len(asked) == 20 + uninterrupted.n_evaluated - 16
+
+
+def test_what_was_given_up_is_remembered_as_such(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "digits")
+    folder.path.mkdir(parents=True)
+    space = make_space()
+
+    def impatient(subnet: Subnet, worthwhile: Worthwhile) -> Score:
+        return Score(0.75, whole=worthwhile(0.75))
+
+    def forgetful(subnet: Subnet, worthwhile: Worthwhile) -> Score:
+        raise AssertionError("it is known")
+
+    for fitness_of in (impatient, forgetful):
+        memory = ScoreMemory(fitness_of, folder, write_every=1)
+        assert memory(space.largest(), lambda value: True) == Score(0.75, whole=True)
+        assert memory(space.smallest(), lambda value: False) == Score(0.75, whole=False)
 
 
 def test_the_seconds_of_a_search_add_up_over_interruptions(
@@ -87,15 +105,15 @@ def test_the_seconds_of_a_search_add_up_over_interruptions(
     monkeypatch.setattr(run_folder.time, "perf_counter", lambda: now)
     folder = RunFolder(tmp_path, "digits")
     folder.path.mkdir(parents=True)
-    first = ScoreMemory(fitness, folder, write_every=1)
+    first = ScoreMemory(whole(fitness), folder, write_every=1)
     assert first.seconds == 0
     now = 1040.0
-    first(make_space().largest())  # kept
+    first(make_space().largest(), lambda value: True)  # kept
     now = 1041.0  # lost
     assert first.seconds == 41
     now = 5.0  # another process, whose clock starts anywhere
     folder = RunFolder(tmp_path, "digits")
-    second = ScoreMemory(fitness, folder, write_every=1)
+    second = ScoreMemory(whole(fitness), folder, write_every=1)
     assert second.seconds == 40
     now = 7.5
     assert second.seconds == 42.5
