@@ -44,24 +44,46 @@ def accuracies(
 
 
 @torch.inference_mode()
+def hardest_first(network: nn.Module, split: Split) -> list[int]:
+    """Places of all examples: those first that a network gets wrong, or right by the least.
+
+    What is hard for one subnet of a supernet is hard for most, so that a bad one shows early.
+
+    Args:
+        network: In eval mode, on the device of the split.
+        split: At least one example.
+    """
+    margins = []
+    for x, labels in split.batches(EVAL_BATCH):
+        logits, place = network(x), labels[:, None]
+        others = logits.scatter(1, place, -torch.inf).amax(1)
+        margins.append(logits.gather(1, place).squeeze(1) - others)
+    order: list[int] = torch.cat(margins).argsort(stable=True).tolist()
+    return order
+
+
+@torch.inference_mode()
 def score(
-    network: nn.Module, split: Split, worthwhile: Worthwhile = lambda accuracy: True
+    network: nn.Module,
+    split: Split,
+    worthwhile: Worthwhile = lambda accuracy: True,
+    order: Sequence[int] | None = None,
 ) -> Score:
     """Top-1 of a network, 0 to 1, given up once what it can still reach is not worthwhile.
-
-    A batch is drawn from all over the split, which may be in the order of its classes.
 
     Args:
         network: In eval mode, on the device of the split.
         split: At least one example.
         worthwhile: Asked after every batch.
+        order: Places of all examples, as they are taken; as they lie by default.
     """
-    n, n_batches, n_wrong, n_done = len(split), -(-len(split) // SCORE_BATCH), 0, 0
-    for first in range(n_batches):
-        labels = split.labels[first::n_batches]
-        answers = network(split.inputs(range(first, n, n_batches))).argmax(1)
-        n_wrong += int((answers != labels).sum())
-        n_done += len(labels)
+    n, n_wrong, n_done = len(split), 0, 0
+    places = range(n) if order is None else order
+    for first in range(0, n, SCORE_BATCH):
+        some = places[first : first + SCORE_BATCH]
+        answers = network(split.inputs(some)).argmax(1)
+        n_wrong += int((answers != split.labels[list(some)]).sum())
+        n_done += len(some)
         if not worthwhile((n - n_wrong) / n):
             break
     return Score((n - n_wrong) / n, whole=n_done == n)
@@ -96,9 +118,11 @@ class MergedNetwork:
         """Top-1 of a subnet, 0 to 1, evaluated as the vanilla network it merges into."""
         return score(self.become(subnet), split).fitness
 
-    def score(self, subnet: Subnet, split: Split, worthwhile: Worthwhile) -> Score:
+    def score(
+        self, subnet: Subnet, split: Split, worthwhile: Worthwhile, order: Sequence[int]
+    ) -> Score:
         """The same, given up as ``score`` says."""
-        return score(self.become(subnet), split, worthwhile)
+        return score(self.become(subnet), split, worthwhile, order)
 
 
 class UnmergedNetwork(Generic[Candidate]):
@@ -120,6 +144,8 @@ class UnmergedNetwork(Generic[Candidate]):
         """Top-1 of a candidate, 0 to 1."""
         return score(self.become(candidate), split).fitness
 
-    def score(self, candidate: Candidate, split: Split, worthwhile: Worthwhile) -> Score:
+    def score(
+        self, candidate: Candidate, split: Split, worthwhile: Worthwhile, order: Sequence[int]
+    ) -> Score:
         """The same, given up as ``score`` says."""
-        return score(self.become(candidate), split, worthwhile)
+        return score(self.become(candidate), split, worthwhile, order)

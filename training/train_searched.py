@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from glora_deploy.store.history import StageName
 
 from .checkpoint import Checkpoint, state_of
 from .config import TrainConfig
-from .evaluate import MergedNetwork, UnmergedNetwork
+from .evaluate import MergedNetwork, UnmergedNetwork, hardest_first
 from .job import Job, Trained, merged_of, stage_record, trainer_of
 from .method import Method, SizedMethod
 from .pixels import Pixels
@@ -43,8 +44,14 @@ def train_searched(job: Job) -> Trained:
     supernet, trainer = _prepare(job, "training", job.train)
     trainer.train(_draw(config.train, supernet), until=n_first)
     answering = _answering(job, supernet)
+    largest: Any = supernet.space.largest()
+
+    @cache
+    def order() -> list[int]:  # a part of the search's time, and of no use if all is known
+        return hardest_first(answering.become(largest), job.val)
+
     memory = ScoreMemory(
-        lambda subnet, worthwhile: answering.score(subnet, job.val, worthwhile),
+        lambda subnet, worthwhile: answering.score(subnet, job.val, worthwhile, order()),
         job.folder,
         search.population,
     )

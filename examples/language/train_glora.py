@@ -15,7 +15,7 @@ from glora_deploy.store.history import EpochRecord
 from glora_deploy.training.adapted import Adapted, generator_of
 from glora_deploy.training.chosen_layers import choose_layers
 from glora_deploy.training.config import SearchConfig, TrainConfig
-from glora_deploy.training.evaluate import MergedNetwork, accuracies
+from glora_deploy.training.evaluate import MergedNetwork, accuracies, hardest_first
 from glora_deploy.training.folded_network import FoldedNetwork
 from glora_deploy.training.method import FoldedMethod
 from glora_deploy.training.methods import METHODS
@@ -164,9 +164,10 @@ def _search(
         report("search", n_evaluated, n_planned, note)
 
     report("search", 0, n_planned, "")
+    order = hardest_first(merged.become(supernet.space.largest()), val)
     return evolve(
         supernet.genes,
-        lambda subnet, worthwhile: merged.score(subnet, val, worthwhile),
+        lambda subnet, worthwhile: merged.score(subnet, val, worthwhile, order),
         search,
         random.Random(f"{seed}/search"),
         first=[supernet.space.largest()],

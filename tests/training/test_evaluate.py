@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from glora_deploy.glora.layer import GloraLayer
 from glora_deploy.glora.supernet_layers import set_subnet
 from glora_deploy.training.config import TrainConfig
-from glora_deploy.training.evaluate import SCORE_BATCH, MergedNetwork, accuracies, score
+from glora_deploy.training.evaluate import (
+    SCORE_BATCH,
+    MergedNetwork,
+    accuracies,
+    hardest_first,
+    score,
+)
 from glora_deploy.training.methods import METHODS
 from glora_deploy.training.pixels import Pixels
 from glora_deploy.training.supernet import Supernet, build_supernet
@@ -82,8 +88,12 @@ def test_a_network_is_given_up_once_what_it_can_reach_is_not_worthwhile() -> Non
     found = score(Says(0), pixels, worthwhile)
     assert not found.whole
     assert found.fitness == asked[-1] < 0.8 <= asked[-2]
-    # Batches are drawn from all over the split, so each has as many wrong ones.
-    assert len(asked) == 3
+    assert len(asked) == 2  # the second time 21 and 22 of 32 are wrong
+    order = hardest_first(Says(0), pixels)
+    assert sorted(order) == list(range(200))
+    assert not any(pixels.labels[place] == 0 for place in order[:133])
+    asked.clear()
+    assert score(Says(0), pixels, worthwhile, order).fitness == (200 - 2 * SCORE_BATCH) / 200
     last = score(Says(0), pixels, lambda accuracy: accuracy > 67 / 200)
     assert last == (67 / 200, True)  # measured to its end, and not worthwhile
 

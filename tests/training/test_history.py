@@ -101,7 +101,7 @@ def test_giving_hopeless_subnets_up_changes_nothing_that_is_stored(
     monkeypatch.setattr(
         MergedNetwork,
         "score",
-        lambda self, subnet, split, worthwhile: Score(self.accuracy(subnet, split)),
+        lambda self, subnet, split, worthwhile, order: Score(self.accuracy(subnet, split)),
     )
     (patient,) = train(tmp_path / "patient")
     tensors, others = (
