@@ -28,7 +28,11 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def timm_state(model: onnx.ModelProto) -> Arrays:
-    """The state dict of ``ARCHITECTURE`` without a classifier."""
+    """The state dict of ``ARCHITECTURE`` without a classifier, float32.
+
+    Raises:
+        KeyError: If a tensor is not where the package's file has it.
+    """
     known = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     factors = {n.name: known.get(n.input[1]) for n in model.graph.node if n.op_type == "MatMul"}
     state: Arrays = {}

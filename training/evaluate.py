@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Generic
 
@@ -89,7 +90,25 @@ def score(
     return Score((n - n_wrong) / n, whole=n_done == n)
 
 
-class MergedNetwork:
+class AnsweringNetwork(ABC, Generic[Candidate]):
+    """One network that answers as any candidate of a trained network."""
+
+    @abstractmethod
+    def become(self, candidate: Candidate) -> nn.Module:
+        """The network as this candidate, in eval mode; whatever it was before is gone."""
+
+    def accuracy(self, candidate: Candidate, split: Split) -> float:
+        """Top-1 of a candidate, 0 to 1, on at least one example."""
+        return score(self.become(candidate), split).fitness
+
+    def score(
+        self, candidate: Candidate, split: Split, worthwhile: Worthwhile, order: Sequence[int]
+    ) -> Score:
+        """The same, given up as the function ``score`` says, which takes the same arguments."""
+        return score(self.become(candidate), split, worthwhile, order)
+
+
+class MergedNetwork(AnsweringNetwork[Subnet]):
     """One vanilla network that becomes any subnet of a trained network.
 
     Args:
@@ -103,29 +122,19 @@ class MergedNetwork:
         self._adapted = adapted
         self._frozen: dict[str, Tensor] = adapted.frozen()
 
-    def become(self, subnet: Subnet) -> nn.Module:
+    def become(self, candidate: Subnet) -> nn.Module:
         """Merge a subnet into the network, over whatever it was before.
 
         Raises:
             NonFiniteError: If a merged weight is not finite.
         """
-        supports = self._adapted.supports(subnet)
+        supports = self._adapted.supports(candidate)
         merge_into(self.network, self._frozen, supports, self._adapted.shapes)
         self.network.load_state_dict(self._adapted.head(), strict=False)
         return self.network
 
-    def accuracy(self, subnet: Subnet, split: Split) -> float:
-        """Top-1 of a subnet, 0 to 1, evaluated as the vanilla network it merges into."""
-        return score(self.become(subnet), split).fitness
 
-    def score(
-        self, subnet: Subnet, split: Split, worthwhile: Worthwhile, order: Sequence[int]
-    ) -> Score:
-        """The same, given up as ``score`` says."""
-        return score(self.become(subnet), split, worthwhile, order)
-
-
-class UnmergedNetwork(Generic[Candidate]):
+class UnmergedNetwork(AnsweringNetwork[Candidate]):
     """A trained network that is answered by as it is, for methods of which nothing can be merged.
 
     Args:
@@ -136,16 +145,10 @@ class UnmergedNetwork(Generic[Candidate]):
         self._adapted = adapted
 
     def become(self, candidate: Candidate) -> nn.Module:
-        """Have the network be this candidate."""
+        """Have the network be this candidate.
+
+        Raises:
+            ValueError: If it is none of this network's.
+        """
         self._adapted.take(candidate)
         return self._adapted.model
-
-    def accuracy(self, candidate: Candidate, split: Split) -> float:
-        """Top-1 of a candidate, 0 to 1."""
-        return score(self.become(candidate), split).fitness
-
-    def score(
-        self, candidate: Candidate, split: Split, worthwhile: Worthwhile, order: Sequence[int]
-    ) -> Score:
-        """The same, given up as ``score`` says."""
-        return score(self.become(candidate), split, worthwhile, order)

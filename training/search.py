@@ -213,7 +213,7 @@ def evolve(
 
     Args:
         genes: What candidates there are.
-        fitness: Called once for each.
+        fitness: Scores one; called once for each.
         config: Sizes, probability and parameter limits.
         rng: Every draw comes from it.
         first: Candidates to put into the first population, repaired if they break a limit.

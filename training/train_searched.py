@@ -13,7 +13,7 @@ from glora_deploy.store.history import StageName
 
 from .checkpoint import Checkpoint, state_of
 from .config import TrainConfig
-from .evaluate import MergedNetwork, UnmergedNetwork, hardest_first
+from .evaluate import AnsweringNetwork, UnmergedNetwork, hardest_first
 from .job import Job, Trained, merged_of, stage_record, trainer_of
 from .method import Method, SizedMethod
 from .pixels import Pixels
@@ -44,7 +44,7 @@ def train_searched(job: Job) -> Trained:
     supernet, trainer = _prepare(job, "training", job.train)
     trainer.train(_draw(config.train, supernet), until=n_first)
     answering = _answering(job, supernet)
-    largest: Any = supernet.space.largest()
+    largest = supernet.space.largest()
 
     @cache
     def order() -> list[int]:  # a part of the search's time, and of no use if all is known
@@ -92,7 +92,7 @@ def train_searched(job: Job) -> Trained:
     )
 
 
-def _answering(job: Job, supernet: Searched) -> MergedNetwork | UnmergedNetwork[Any]:
+def _answering(job: Job, supernet: Searched) -> AnsweringNetwork[Any]:
     return merged_of(job, supernet) if isinstance(supernet, Supernet) else UnmergedNetwork(supernet)
 
 
